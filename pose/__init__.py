@@ -1,0 +1,1 @@
+"""Nightly training, evaluation and promotion of 2D human pose estimators."""

@@ -1,0 +1,259 @@
+"""params.yaml as types. Profiles and `--set` are overlays; what comes out is frozen and fully checked.
+
+Types of one system's own sizes live beside that system, in pose/systems/.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Tally = Annotated[int, Field(ge=0)]
+
+
+class Strict(BaseModel):
+    """A block of params.yaml: unknown keys are refused, values cannot change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+# ---------------------------------------------------------------- data
+
+
+class ArchiveSource(Strict):
+    """One place an archive can come from. `mirror` is POSE_MIRROR/<path>."""
+
+    url: str
+    sha256: str | None = None
+    bytes: Count | None = None
+
+
+class ArchiveParams(Strict):
+    """A downloaded dataset archive; sources are tried in order, POSE_MIRROR before all."""
+
+    file: str
+    sources: list[ArchiveSource]
+    licence: str
+
+
+class SyntheticParams(Strict):
+    """A dataset drawn by pose.data.synthetic."""
+
+    skeleton: str
+    images: Count
+    width: Count
+    height: Count
+    people: tuple[Count, Count] = Field(description="fewest and most people per image")
+    seed: Tally
+
+
+class CropParams(Strict):
+    """What of an image the person view stores, as a JPEG of size x size pixels."""
+
+    view: Literal["image", "person"] = Field(
+        description="image: the whole image squashed to a square; person: the box with a margin, aspect kept"
+    )
+    size: Count
+    margin: Positive = 1.25
+    quality: Annotated[int, Field(ge=1, le=100)] = 92
+
+
+class SplitParams(Strict):
+    """Shares of the images in each split; they sum to one."""
+
+    train: Fraction
+    val: Fraction
+    test: Fraction
+
+    @model_validator(mode="after")
+    def _sum_to_one(self) -> SplitParams:
+        total = self.train + self.val + self.test
+        if abs(total - 1) > 1e-9:
+            raise ValueError(f"train + val + test is {total:g}, expected 1")
+        return self
+
+
+class CheckParams(Strict):
+    """Thresholds of the annotation audit."""
+
+    max_bad_share: Fraction = Field(description="more bad records than this share is an error")
+    outside_tolerance: NonNegative = Field(description="px a visible joint may lie outside its image and be clipped")
+    max_limb_share: Positive = Field(description="a limb longer than this share of the person's extent is suspect")
+    min_visible: Tally = Field(description="fewer visible joints than this is a warning")
+    duplicate_correlation: Fraction = Field(description="thumbnail correlation above which images are near-duplicates")
+    max_pixels: Count = Field(description="larger images are refused before they are decoded")
+
+
+class DatasetParams(Strict):
+    """One dataset, from its archive to its shards. Changes here are DVC's business, not a profile's."""
+
+    kind: Literal["lspet", "lsp", "synthetic"]
+    archive: ArchiveParams | None = None
+    synthetic: SyntheticParams | None = None
+    crop: CropParams
+    split: SplitParams
+    check: CheckParams
+    shard_rows: Count
+
+    @model_validator(mode="after")
+    def _source_present(self) -> DatasetParams:
+        wanted = "synthetic" if self.kind == "synthetic" else "archive"
+        if getattr(self, wanted) is None:
+            raise ValueError(f"kind {self.kind} needs a block {wanted!r}")
+        return self
+
+
+# ---------------------------------------------------------------- recipes
+
+
+class OptimiserParams(Strict):
+    kind: Literal["sgd", "adam", "adamw"]
+    lr: Positive
+    momentum: Fraction = 0.9
+    weight_decay: NonNegative = 0.0
+
+
+class ScheduleParams(Strict):
+    """Learning-rate factor over one phase, per optimiser step."""
+
+    kind: Literal["constant", "step", "cosine"]
+    warmup_steps: Tally = 0
+    milestones: list[Fraction] = Field(default=[], description="step: shares of the phase at which gamma applies")
+    gamma: Positive = 0.1
+
+
+class AugmentParams(Strict):
+    """Ranges of the random changes a training sample meets. Zero turns one off."""
+
+    scale: Fraction = 0.0
+    rotate: NonNegative = Field(default=0.0, description="degrees")
+    translate: Fraction = Field(default=0.0, description="share of the input size")
+    flip: Fraction = Field(default=0.0, description="probability")
+    colour: Fraction = Field(default=0.0, description="strength of brightness, contrast and channel gain")
+    erase: Fraction = Field(default=0.0, description="probability of one erased rectangle")
+
+
+class PhaseParams(Strict):
+    """One phase of training: which parameter groups move, under which weighted loss terms, for how long."""
+
+    name: str
+    epochs: Tally
+    train: list[str] = Field(min_length=1)
+    losses: dict[str, Positive] = Field(min_length=1)
+    lr_factor: Positive = 1.0
+    patience: Count | None = Field(default=None, description="epochs without improvement after which it stops early")
+
+
+class RecipeParams(Strict):
+    """How one system is trained."""
+
+    batch_size: Count = Field(description="over all workers together")
+    accumulate: Count = 1
+    clip_norm: Positive | None = None
+    ema_decay: Fraction | None = None
+    optimiser: OptimiserParams
+    schedule: ScheduleParams
+    augment: AugmentParams
+    phases: list[PhaseParams] = Field(min_length=1)
+
+
+class SystemParams(Strict):
+    """What every system's block has; a system adds its own sizes in a subclass."""
+
+    recipe: str
+    recipes: dict[str, RecipeParams]
+    input_size: Annotated[int, Field(ge=16)]
+
+    @model_validator(mode="after")
+    def _recipe_known(self) -> SystemParams:
+        if self.recipe not in self.recipes:
+            raise ValueError(f"recipe is {self.recipe!r}, expected one of {', '.join(self.recipes)}")
+        return self
+
+    @property
+    def chosen(self) -> RecipeParams:
+        """The recipe that `recipe` names."""
+        return self.recipes[self.recipe]
+
+
+# ---------------------------------------------------------------- engine and pipeline
+
+
+class CheckpointParams(Strict):
+    every_steps: Count = Field(description="steps between checkpoints inside an epoch")
+    keep: Count
+
+
+class RayParams(Strict):
+    """Where training runs. workers = 0 trains in the calling process, without Ray."""
+
+    workers: Tally
+    min_workers: Count | None = Field(default=None, description="elastic: go on with as few as this")
+    cpus_per_worker: Positive = 1
+    gpus_per_worker: NonNegative = 0
+    max_failures: Tally = 3
+    address: str | None = Field(default=None, description="Ray dashboard of a cluster, for jobs; null: this machine")
+    storage_path: str | None = Field(default=None, description="checkpoints of running jobs; null: <storage>/training")
+    poll_seconds: Positive = 0.5
+
+
+class TrainingParams(Strict):
+    precision: Literal["fp32", "bf16"]
+    channels_last: bool
+    compile: bool
+    deterministic: bool
+    threads: Tally = Field(description="torch threads per worker; 0: one per available core")
+    loader_threads: Count
+    checkpoint: CheckpointParams
+    ray: RayParams
+
+
+class EvaluationParams(Strict):
+    split: Literal["val", "test"]
+    resamples: Count
+    confidence: Annotated[float, Field(gt=0, lt=1)]
+    gallery: Count = Field(description="pictures in each gallery of the report")
+
+
+class ExportParams(Strict):
+    tolerance_px: Positive = Field(description="largest difference in input pixels between network and export")
+    parity_images: Count
+    latency_runs: Count
+
+
+class PromotionParams(Strict):
+    metric: str
+    margin: NonNegative
+    resamples: Count
+    confidence: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Params(Strict):
+    """The whole of params.yaml with its overlays."""
+
+    seed: Tally
+    dataset: str
+    architectures: list[str] = Field(min_length=1)
+    parallel: Count = Field(description="architectures trained side by side")
+    storage: str
+    data: dict[str, DatasetParams]
+    systems: dict[str, Any]
+    training: TrainingParams
+    evaluation: EvaluationParams
+    export: ExportParams
+    promotion: PromotionParams
+
+    @property
+    def dataset_params(self) -> DatasetParams:
+        """The block of the dataset this run uses."""
+        return self.data[self.dataset]
+
+
+ROOT = Path(__file__).resolve().parent.parent
+"""The checkout: params.yaml, dvc.yaml and infra/ lie here."""

@@ -1,0 +1,112 @@
+"""What an architecture must be, and all that the engine knows of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pose.config import SystemParams
+from pose.data.batch import Batch
+from pose.people import People
+from pose.skeleton import Skeleton
+
+
+@dataclass(frozen=True)
+class Card:
+    """Where a system comes from, for `pose systems` and model cards."""
+
+    title: str
+    source: str
+    published: str
+    """The figures its source reports, with their protocol."""
+    licence: str
+
+
+@dataclass(frozen=True)
+class Joints:
+    """What a person-view network says of the one person in each crop."""
+
+    keypoints: Tensor
+    """[B, K, 2] float32, pixels of the network's input."""
+    scores: Tensor
+    """[B, K] in [0, 1], confidence in the position."""
+    presence: Tensor
+    """[B, K] in [0, 1], probability that the joint is visible."""
+
+
+class System(ABC):
+    """One pose system: network, targets and loss, decoding."""
+
+    view: ClassVar[Literal["person", "scene"]] = "person"
+    card: ClassVar[Card]
+    Params: ClassVar[type[SystemParams]]
+
+    def __init__(self, params: Any, skeleton: Skeleton) -> None:
+        self.params = params
+        self.skeleton = skeleton
+        self.network: nn.Module = self.build()
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """The network: [B, 3, H, W] normalised float in, its own outputs out."""
+
+    @property
+    @abstractmethod
+    def groups(self) -> dict[str, list[nn.Module]]:
+        """Parameter groups by name, together the whole network; phases say which of them train."""
+
+    loss_terms: ClassVar[tuple[str, ...]]
+    """Names that `loss` returns, for phases to weigh."""
+
+    @abstractmethod
+    def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        """Scalar loss terms by name; targets are built from the batch on its device."""
+
+    @abstractmethod
+    def joints(self, outputs: Any) -> Joints:
+        """Decoding in pure tensor code, so that an exported graph can hold it."""
+
+    def decode(self, outputs: Any, batch: Batch) -> People:
+        """One person per crop, in pixels of the original image."""
+        joints = self.joints(outputs)
+        return to_people(joints, batch)
+
+
+def to_people(joints: Joints, batch: Batch) -> People:
+    """Maps joints from input pixels [B, K, 2] back to original images. The person score is the mean joint score."""
+    affine = batch.to_original
+    original = joints.keypoints.float() @ affine[:, :, :2].transpose(1, 2) + affine[:, None, :, 2]
+
+    def array(tensor: Tensor, dtype: type = np.float32) -> np.ndarray:
+        return tensor.detach().cpu().numpy().astype(dtype)
+
+    return People(
+        image_ids=array(batch.image_ids, np.int64),
+        image_sizes=array(batch.image_sizes),
+        keypoints=array(original),
+        scores=array(joints.scores.float()),
+        presence=array(joints.presence.float()),
+        boxes=array(batch.boxes),
+        person_scores=array(joints.scores.float().mean(dim=1)),
+    )
+
+
+def parameter_count(network: nn.Module) -> int:
+    """Trainable numbers of a network; buffers do not count."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def multiply_accumulates(system: System) -> int:
+    """MACs of one forward pass of one image, counted by torch."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    size = system.params.input_size
+    system.network.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        system.network(torch.zeros(1, 3, size, size))
+    return counter.get_total_flops() // 2
