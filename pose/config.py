@@ -113,6 +113,8 @@ class DatasetParams(Strict):
 
 
 class OptimiserParams(Strict):
+    """What moves the weights."""
+
     kind: Literal["sgd", "adam", "adamw"]
     lr: Positive
     momentum: Fraction = 0.9
@@ -186,6 +188,8 @@ class SystemParams(Strict):
 
 
 class CheckpointParams(Strict):
+    """How often a training can be resumed from, and how many of those states are kept."""
+
     every_steps: Count = Field(description="steps between checkpoints inside an epoch")
     keep: Count
 
@@ -204,6 +208,8 @@ class RayParams(Strict):
 
 
 class TrainingParams(Strict):
+    """The engine: what every system is trained with alike."""
+
     precision: Literal["fp32", "bf16"]
     channels_last: bool
     compile: bool
@@ -215,6 +221,8 @@ class TrainingParams(Strict):
 
 
 class EvaluationParams(Strict):
+    """On which split models are compared, and how sure of it we want to be."""
+
     split: Literal["val", "test"]
     resamples: Count
     confidence: Annotated[float, Field(gt=0, lt=1)]
@@ -222,13 +230,17 @@ class EvaluationParams(Strict):
 
 
 class ExportParams(Strict):
+    """What an exported model must repeat before it is registered."""
+
     tolerance_px: Positive = Field(description="largest difference in input pixels between network and export")
     parity_images: Count
     latency_runs: Count
 
 
 class PromotionParams(Strict):
-    metric: str
+    """When a challenger replaces the champion: the metric is better by more than the margin, surely."""
+
+    metric: Literal["pck_image_12", "pck_torso_02", "pck_torso_auc", "pcp_strict", "pcp_loose", "pckh_05"]
     margin: NonNegative
     resamples: Count
     confidence: Annotated[float, Field(gt=0, lt=1)]
@@ -253,6 +265,11 @@ class Params(Strict):
     def dataset_params(self) -> DatasetParams:
         """The block of the dataset this run uses."""
         return self.data[self.dataset]
+
+    @property
+    def storage_path(self) -> Path:
+        """Where runs, models and reports lie: `storage`, below the checkout unless it is absolute."""
+        return ROOT / self.storage
 
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -40,10 +40,8 @@ def _bar(iterable: Iterable[T], description: str, total: int | None) -> Iterator
 def _lines(iterable: Iterable[T], description: str, total: int | None) -> Iterator[T]:
     of = f"/{total}" if total is not None else ""
     start = last = time.monotonic()
-    done = 0
-    for item in iterable:
+    for done, item in enumerate(iterable, start=1):
         yield item
-        done += 1
         now = time.monotonic()
         if now - last >= QUIET_SECONDS:
             say(f"{description}: {done}{of} after {now - start:.0f} s")

@@ -1,0 +1,45 @@
+# Two commands do it all on a fresh machine: `make demo` and `make test`.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+# The lock's hash names the environment it made: a second call compares two small files and goes on.
+STAMP := .venv/.installed
+
+.PHONY: demo test test-slow bench lint format lock clean
+
+$(STAMP): requirements.lock
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing the locked packages into .venv (several GB the first time)" >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.8
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(STAMP)  ## train, evaluate, export and register five small networks on drawn figures
+	@$(BIN)/python -m pose.cli train-all --profile demo
+
+test: $(STAMP)  ## everything but what is marked slow
+	@$(BIN)/python -m pytest -q
+
+test-slow: $(STAMP)  ## what needs longer: several Ray workers, a real server
+	@$(BIN)/python -m pytest -q -m slow
+
+bench: $(STAMP)  ## ratios: engine against a bare loop, loader against per-image decoding
+	@$(BIN)/python -m benchmarks.engine
+	@$(BIN)/python -m benchmarks.loader
+
+lint: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(STAMP)
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+lock: $(STAMP)  ## pin what pyproject.toml asks for, with hashes
+	@$(BIN)/uv pip compile pyproject.toml --all-extras --universal --generate-hashes --no-header --no-annotate \
+		--quiet -o requirements.lock
+
+clean:  ## what can be made again, but not the data nor the models
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache build *.egg-info

@@ -1,0 +1,41 @@
+"""Fixtures that many tests share: the real archives, one small prepared dataset, a quiet environment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import urlparse
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Several tools phone home or draw bars unless told not to; two cores are shared by everything."""
+    for name, value in {
+        "DO_NOT_TRACK": "1",
+        "DVC_NO_ANALYTICS": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def mirror_folder() -> Path | None:
+    """The folder of the real archives: POSE_MIRROR where it is one, else ../shared/data beside the checkout."""
+    mirror = os.environ.get("POSE_MIRROR", "")
+    if mirror.startswith("file://"):
+        return Path(urlparse(mirror).path)
+    beside = CHECKOUT.parent / "shared" / "data"
+    return beside if beside.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def mirror() -> Path:
+    """The folder with the real archives, or a skip that says what is missing."""
+    folder = mirror_folder()
+    if folder is None or not (folder / "lspet_dataset.zip").is_file():
+        pytest.skip("no real data: set POSE_MIRROR=file:///... or put ../shared/data beside the checkout")
+    return folder

@@ -1,0 +1,101 @@
+"""Every wrong key or value ends in an error that names it; overlays touch what they name and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pose.config import ROOT
+from pose.config_loading import load, load_dataset, profiles, read_yaml
+from pose.errors import ConfigError
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    shutil.copytree(ROOT / "infra" / "profiles", tmp_path / "infra" / "profiles")
+    return tmp_path
+
+
+@pytest.mark.parametrize("profile", [None, *profiles()])
+def test_every_profile_is_valid(profile: str | None) -> None:
+    params = load(profile)
+    assert set(params.architectures) <= set(params.systems)
+
+
+def test_resolved_configuration_is_plain_and_complete() -> None:
+    resolved = load("demo").model_dump(mode="json")
+    assert resolved["dataset"] == "demo"
+    assert resolved["systems"]["baseline1"]["recipes"]["modern"]["phases"][1]["epochs"] > 0
+    assert yaml.safe_load(yaml.safe_dump(resolved)) == resolved
+
+
+def test_overlay_changes_one_system_though_anchors_share_its_recipe() -> None:
+    plain = load()
+    changed = load(overrides=["systems.baseline1.recipes.paper.phases.0.epochs=3"])
+    assert changed.systems["baseline1"].recipes["paper"].phases[0].epochs == 3
+    for name in ("baseline2", "alexnet", "vgg19"):
+        assert changed.systems[name] == plain.systems[name]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("training.precison=bf16", ["training.precison", "did you mean 'precision'"]),
+        ("training.precision=fp8", ["training.precision", "'fp8'", "'fp32' or 'bf16'", "--set training.precision=fp8"]),
+        ("systems.baseline1.recipes.modern.optimiser.lr=-1", ["optimiser.lr", "-1", "greater than 0"]),
+        ("systems.baseline1.recipes.modern.batch_size=0", ["batch_size", "0", "greater than or equal to 1"]),
+        ("systems.vgg91.input_size=3", ["systems.vgg91", "did you mean 'vgg19'"]),
+        ("architectures=[baseline3]", ["baseline3", "did you mean"]),
+        ("architectures=[vgg19, vgg19]", ["'vgg19' twice"]),
+        ("dataset=lsptet", ["lsptet", "did you mean 'lspet'"]),
+        ("systems.baseline1.recipes.paper.phases.0.train=[trunc]", ["phases.0.train", "did you mean 'trunk'"]),
+        ("systems.baseline1.recipes.paper.phases.0.losses={presense: 1}", ["losses", "did you mean 'presence'"]),
+        ("systems.baseline1.recipe=papr", ["systems.baseline1", "papr", "paper"]),
+        ("data.lspet.crop.size=3", ["data", "DVC"]),
+        ("seed", ["a.b=value"]),
+        ("training.ray.workers=many", ["training.ray.workers", "'many'", "integer"]),
+    ],
+)  # fmt: skip
+def test_wrong_override_names_key_value_and_expectation(override: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(overrides=[override])
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_unknown_profile_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"unknown profile 'dmo'.*did you mean 'demo'"):
+        load("dmo")
+
+
+def test_an_error_in_a_profile_names_the_profile(root: Path) -> None:
+    path = root / "infra" / "profiles" / "demo.yaml"
+    path.write_text(path.read_text() + "\nparalel: 2\n")
+    with pytest.raises(ConfigError, match=r"paralel is not a known key \(from demo\.yaml\).*'parallel'"):
+        load("demo", root=root)
+
+
+def test_a_key_given_twice_is_refused(root: Path) -> None:
+    with (root / "params.yaml").open("a") as file:
+        file.write("\nseed: 21\n")
+    with pytest.raises(ConfigError, match="'seed' is given twice"):
+        load(root=root)
+
+
+def test_exponents_are_numbers() -> None:
+    assert read_yaml("[1e-3, 5E2, -1e3, 1.5e-2]", "test") == [0.001, 500.0, -1000.0, 0.015]
+    assert read_yaml("[e3, 1e, 12]", "test") == ["e3", "1e", 12]
+
+
+def test_missing_and_impossible_dataset_blocks(root: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'demo'"):
+        load_dataset("dem", root)
+    tree = yaml.safe_load((root / "params.yaml").read_text())
+    tree["data"]["demo"]["split"]["test"] = 0.5
+    (root / "params.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(ConfigError, match=r"data\.demo\.split.*1\.35, expected 1"):
+        load_dataset("demo", root)
