@@ -1,0 +1,106 @@
+"""`pose data`: from an archive to shards, and a look at both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pose.commands.options import (
+    Dataset,
+    Json,
+    Profile,
+    Set,
+    dataset_params,
+    known_dataset,
+    load_params,
+    prepared_folder,
+    raw_folder,
+    unpacked_folder,
+)
+from pose.commands.output import print_json
+
+app = typer.Typer(no_args_is_help=True, help="Fetch, check, prepare and look at a dataset.")
+
+
+@app.command()
+def fetch(dataset: Dataset) -> None:
+    """Download a dataset's archive into data/raw/DATASET, or draw it where it is synthetic.
+
+    The folder or address in POSE_MIRROR is tried first; a partial download is resumed, size and hash are checked.
+    Example: `POSE_MIRROR=file:///archives pose data fetch lspet`
+    """
+    from pose.data import sources
+
+    sources.fetch_dataset(dataset, dataset_params(dataset), raw_folder(dataset))
+
+
+@app.command()
+def prepare(dataset: Dataset) -> None:
+    """Audit, split and crop a fetched dataset into data/prepared/DATASET.
+
+    Stops on audit errors; running it again writes the same bytes. `dvc repro` calls this when something changed.
+    Example: `pose data prepare demo`
+    """
+    from pose.data.prepare import prepare as prepare_dataset
+
+    params = dataset_params(dataset)
+    prepare_dataset(dataset, params, raw_folder(dataset), unpacked_folder(), prepared_folder(dataset))
+
+
+@app.command()
+def check(
+    dataset: Dataset,
+    sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet of the worst records to this PNG.")] = None,
+    json: Json = False,
+) -> None:
+    """Audit a dataset's images and annotations before any accelerator starts; exit code 3 when it has errors.
+
+    Fetches it first where that has not happened. Example: `pose data check lspet --sheet worst.png`
+    """
+    from rich.console import Console
+
+    from pose.data import check as auditing
+    from pose.data import sources
+
+    params = dataset_params(dataset)
+    sources.fetch_dataset(dataset, params, raw_folder(dataset))
+    source = sources.open_source(dataset, params, raw_folder(dataset), unpacked_folder())
+    audit = auditing.audit(source, params.check)
+    if json:
+        print_json(audit.to_json())
+    else:
+        Console().print(audit.summary())
+    if sheet is not None:
+        sheet.parent.mkdir(parents=True, exist_ok=True)
+        audit.contact_sheet(source, sheet)
+        typer.echo(f"contact sheet: {sheet}", err=True)
+    audit.raise_if_failed()
+
+
+@app.command()
+def preview(
+    dataset: Dataset,
+    system: Annotated[str, typer.Option(help="Whose input size and augmentation to show.")] = "baseline1",
+    split: Annotated[str, typer.Option(help="train (augmented), val or test (as they are).")] = "train",
+    out: Annotated[Path | None, typer.Option(help="The picture; default preview-DATASET.png.")] = None,
+    profile: Profile = None,
+    set_: Set = None,
+) -> None:
+    """Draw what a network sees: prepared crops after augmentation, with their joints.
+
+    Example: `pose data preview demo --profile demo --system alexnet --out seen.png`
+    """
+    from pose.commands.systems import known_system
+    from pose.data import preview as drawing
+    from pose.data.shards import Split
+
+    params = load_params(profile, set_)
+    known_dataset(params, dataset)
+    chosen = params.systems[known_system(params, system)]
+    augment = chosen.chosen.augment if split == "train" else None
+    path = out or Path(f"preview-{dataset}.png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawing.sheet(Split.open(prepared_folder(dataset), split), chosen.input_size, augment, path)
+    typer.echo(path)

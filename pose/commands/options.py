@@ -1,0 +1,66 @@
+"""Options that several commands share, and where their files lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pose.config import DatasetParams, Params
+
+Profile = Annotated[
+    str | None,
+    typer.Option("--profile", "-p", metavar="NAME", help="Overlay infra/profiles/NAME.yaml (demo, lspet-cpu, …)."),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change one value of params.yaml; may be repeated."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print pure JSON on standard output, for scripts.")]
+Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="A name under `data` in params.yaml.")]
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The checkout."""
+
+
+def load_params(profile: str | None = None, overrides: list[str] | None = None) -> Params:
+    """params.yaml with its overlays. Raises ConfigError."""
+    from pose import config_loading
+
+    return config_loading.load(profile, overrides or [], ROOT)
+
+
+def dataset_params(name: str) -> DatasetParams:
+    """One dataset's block of params.yaml, without profile: data is DVC's business. Raises ConfigError."""
+    return known_dataset(load_params(), name)
+
+
+def known_dataset(params: Params, name: str) -> DatasetParams:
+    """The block of that name. Raises ConfigError, listing the known ones."""
+    from pose.errors import ConfigError
+
+    if name not in params.data:
+        raise ConfigError(f"unknown dataset {name!r}; params.yaml has {', '.join(params.data)} under `data`")
+    return params.data[name]
+
+
+def raw_folder(name: str) -> Path:
+    """Where a dataset's archive lies."""
+    return ROOT / "data" / "raw" / name
+
+
+def unpacked_folder() -> Path:
+    """Where archives are unpacked: a cache that may be deleted."""
+    return ROOT / "data" / "unpacked"
+
+
+def prepared_folder(name: str) -> Path:
+    """Where a dataset's splits and shards lie."""
+    return ROOT / "data" / "prepared" / name
+
+
+def storage_folder(params: Params) -> Path:
+    """Where runs, their models and their records lie."""
+    return ROOT / params.storage
