@@ -1,1 +1,1 @@
-
+"""A registered model at work on pictures."""

@@ -1,1 +1,1 @@
-
+"""Blocks that two systems share."""
