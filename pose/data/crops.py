@@ -1,0 +1,64 @@
+"""Crops: what of an image the person view sees, as an exact affine map and the antialiased pixels it leads to.
+
+Maps are axis-aligned ([2, 3]: scale and shift), from continuous pixels of the original image to pixels of the crop.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from pose.config import CropParams
+
+PADDING = (124, 116, 104)
+"""RGB outside the image: ImageNet's mean, zero once normalised."""
+
+ROUNDING = 1e-6
+"""px: a crop's corner this close to a whole pixel is that pixel."""
+
+
+def crop_affine(params: CropParams, box: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
+    """The map of one person's crop, [2, 3] float64, original px to crop px in [0, size]^2.
+
+    box: xyxy in the original image; image_size: its width and height.
+    View `image` squashes the whole image to the square, so that crop / size is (x / w, y / h); `person` keeps the
+    aspect and takes the square around the box's centre, `margin` times its longer side wide.
+    """
+    if params.view == "image":
+        scale = params.size / np.asarray(image_size, dtype=np.float64)
+        corner = np.zeros(2)
+    else:
+        x0, y0, x1, y1 = (float(value) for value in box)
+        side = params.margin * max(x1 - x0, y1 - y0)
+        if side <= 0:
+            raise ValueError(f"box {[x0, y0, x1, y1]} has no area; the audit leaves such people out")
+        scale = np.full(2, params.size / side)
+        corner = np.array([x0 + x1 - side, y0 + y1 - side]) / 2
+    return np.column_stack([np.diag(scale), -scale * corner])
+
+
+def invert(affine: np.ndarray) -> np.ndarray:
+    """The inverse map(s), [..., 2, 3]."""
+    linear = np.linalg.inv(affine[..., :2])
+    return np.concatenate([linear, -linear @ affine[..., 2:]], axis=-1)
+
+
+def transform(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Points [..., P, 2] under map(s) [..., 2, 3]."""
+    return points @ np.swapaxes(affine[..., :2], -1, -2) + affine[..., None, :, 2]
+
+
+def extract(image: Image.Image, affine: np.ndarray, size: int) -> Image.Image:
+    """The RGB crop of size x size px under an axis-aligned map, antialiased, padded where it leaves the image."""
+    if affine[0, 1] or affine[1, 0]:
+        raise ValueError(f"crops are axis-aligned, this map is not: {affine.tolist()}")
+    corners = transform(invert(affine), np.array([[0.0, 0.0], [size, size]]))
+    whole = np.round(corners)
+    corners = np.where(np.abs(corners - whole) < ROUNDING, whole, corners)
+    low = np.minimum(np.floor(corners[0]), 0).astype(int)
+    high = np.maximum(np.ceil(corners[1]), image.size).astype(int)
+    if low.any() or (high > image.size).any():
+        padded = Image.new("RGB", (int(high[0] - low[0]), int(high[1] - low[1])), PADDING)
+        padded.paste(image, (int(-low[0]), int(-low[1])))
+        image, corners = padded, corners - low
+    return image.resize((size, size), Image.Resampling.BILINEAR, box=tuple(corners.ravel().tolist()))
