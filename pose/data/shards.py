@@ -64,10 +64,11 @@ def write_shards(
 class Split:
     """All rows of one split. Small columns are arrays in memory, JPEGs stay in the mapped files."""
 
-    def __init__(self, batches: list[pa.RecordBatch], skeleton: Skeleton, crop_size: int) -> None:
+    def __init__(self, batches: list[pa.RecordBatch], files: list[Path], skeleton: Skeleton, crop_size: int) -> None:
         self.skeleton = skeleton
         self.crop_size = crop_size
         """Side of the stored crops, px."""
+        self._files = files
         self._jpegs = [_binary_buffers(batch.column("jpeg")) for batch in batches]
         self._starts = np.cumsum([0, *(len(batch) for batch in batches)])
         k = skeleton.size
@@ -96,26 +97,35 @@ class Split:
         paths = sorted(directory.glob(f"{split}-*.arrow"))
         if not paths:
             raise DataError(f"{directory} holds no {split}-*.arrow; prepare the dataset first (`pose data prepare`).")
-        batches = [batch for path in paths for batch in _read(path)]
+        read = [(batch, path) for path in paths for batch in _read(path)]
+        batches, files = [batch for batch, _ in read], [path for _, path in read]
         metadata = batches[0].schema.metadata or {}
         if metadata.get(b"format") != FORMAT.encode():
             raise DataError(
                 f"{paths[0]} has shard format {metadata.get(b'format', b'none').decode()}, expected {FORMAT}; "
                 f"prepare the dataset again."
             )
-        return Split(batches, skeleton_named(metadata[b"skeleton"].decode()), int(metadata[b"crop_size"]))
+        return Split(batches, files, skeleton_named(metadata[b"skeleton"].decode()), int(metadata[b"crop_size"]))
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def jpeg(self, row: int) -> np.ndarray:
         """[bytes] uint8, the encoded crop, a read-only view of the mapped file."""
+        shard, local = self._place(row)
+        offsets, data = self._jpegs[shard]
+        return data[offsets[local] : offsets[local + 1]]
+
+    def location(self, row: int) -> str:
+        """Where a row is kept, for messages: the shard's file and the row within it."""
+        shard, local = self._place(row)
+        return f"{self._files[shard]}, row {local}"
+
+    def _place(self, row: int) -> tuple[int, int]:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of a split with {len(self)} rows")
         shard = int(np.searchsorted(self._starts, row, side="right")) - 1
-        offsets, data = self._jpegs[shard]
-        local = row - int(self._starts[shard])
-        return data[offsets[local] : offsets[local + 1]]
+        return shard, row - int(self._starts[shard])
 
     def truth(self) -> People:
         """The ground truth: scores say which joints are labelled, presence which are visible."""
