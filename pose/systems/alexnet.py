@@ -30,7 +30,7 @@ class AlexNetParams(TwoHeadedParams):
     """Sizes of AlexNet."""
 
     channels: tuple[Count, Count, Count, Count, Count]
-    stride: Literal[1, 2, 4] = 4
+    stride: Literal[1, 2, 4]
 
     @model_validator(mode="after")
     def _survives_poolings(self) -> AlexNetParams:
