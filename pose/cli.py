@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from pose.commands import config, data, systems
+from pose.commands.predict import predict
 from pose.errors import PoseError
 
 
@@ -65,6 +66,7 @@ def pose(
 app.add_typer(data.app, name="data")
 app.add_typer(systems.app, name="systems")
 app.add_typer(config.app, name="config")
+app.command()(predict)
 
 
 def main() -> None:

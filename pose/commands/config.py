@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pose.commands.options import ROOT, Json, Profile, Set, load_params
+from pose.commands.options import Json, Profile, Set, checkout, load_params
 from pose.commands.output import print_json
 
 app = typer.Typer(no_args_is_help=True, help="Show or check the resolved configuration.")
@@ -40,9 +40,10 @@ def check(profile: Profile = None, set_: Set = None, json: Json = False) -> None
 
     Example: `pose config check --set training.precision=bf16`
     """
+    from pose.config_loading import profiles
     from pose.errors import ConfigError
 
-    names = [profile] if profile else [None, *sorted(path.stem for path in (ROOT / "infra/profiles").glob("*.yaml"))]
+    names = [profile] if profile else [None, *profiles(checkout())]
     errors: dict[str, str | None] = {}
     for name in names:
         try:

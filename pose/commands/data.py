@@ -13,7 +13,6 @@ from pose.commands.options import (
     Profile,
     Set,
     dataset_params,
-    known_dataset,
     load_params,
     prepared_folder,
     raw_folder,
@@ -97,7 +96,7 @@ def preview(
     from pose.data.shards import Split
 
     params = load_params(profile, set_)
-    known_dataset(params, dataset)
+    dataset_params(dataset)
     chosen = params.systems[known_system(params, system)]
     augment = chosen.chosen.augment if split == "train" else None
     path = out or Path(f"preview-{dataset}.png")

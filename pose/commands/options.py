@@ -21,46 +21,43 @@ Set = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print pure JSON on standard output, for scripts.")]
 Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="A name under `data` in params.yaml.")]
 
-ROOT = Path(__file__).resolve().parents[2]
-"""The checkout."""
+
+def checkout() -> Path:
+    """The folder that params.yaml, data/ and infra/ lie in."""
+    from pose.config import ROOT
+
+    return ROOT
 
 
 def load_params(profile: str | None = None, overrides: list[str] | None = None) -> Params:
     """params.yaml with its overlays. Raises ConfigError."""
     from pose import config_loading
 
-    return config_loading.load(profile, overrides or [], ROOT)
+    return config_loading.load(profile, overrides or [], checkout())
 
 
 def dataset_params(name: str) -> DatasetParams:
     """One dataset's block of params.yaml, without profile: data is DVC's business. Raises ConfigError."""
-    return known_dataset(load_params(), name)
+    from pose import config_loading
 
-
-def known_dataset(params: Params, name: str) -> DatasetParams:
-    """The block of that name. Raises ConfigError, listing the known ones."""
-    from pose.errors import ConfigError
-
-    if name not in params.data:
-        raise ConfigError(f"unknown dataset {name!r}; params.yaml has {', '.join(params.data)} under `data`")
-    return params.data[name]
+    return config_loading.load_dataset(name, checkout())
 
 
 def raw_folder(name: str) -> Path:
     """Where a dataset's archive lies."""
-    return ROOT / "data" / "raw" / name
+    return checkout() / "data" / "raw" / name
 
 
 def unpacked_folder() -> Path:
     """Where archives are unpacked: a cache that may be deleted."""
-    return ROOT / "data" / "unpacked"
+    return checkout() / "data" / "unpacked"
 
 
 def prepared_folder(name: str) -> Path:
     """Where a dataset's splits and shards lie."""
-    return ROOT / "data" / "prepared" / name
+    return checkout() / "data" / "prepared" / name
 
 
 def storage_folder(params: Params) -> Path:
     """Where runs, their models and their records lie."""
-    return ROOT / params.storage
+    return checkout() / params.storage

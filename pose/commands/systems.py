@@ -84,11 +84,16 @@ def known_system(params: Params, name: str) -> str:
 
 def describe(params: Params, name: str, joints: int) -> dict[str, Any]:
     """What is known of one architecture, with its sizes for that number of joints."""
+    import torch
+
     from pose.systems import create
     from pose.systems.base import multiply_accumulates, parameter_count
 
     block = params.systems[name]
-    system = create(name, block, _anonymous(joints))
+    # Sizes need no memory and no arithmetic: the meta device has neither.
+    with torch.device("meta"):
+        system = create(name, block, _anonymous(joints))
+        parameters, macs = parameter_count(system.network), multiply_accumulates(system)
     return {
         "name": name,
         "title": system.card.title,
@@ -99,8 +104,8 @@ def describe(params: Params, name: str, joints: int) -> dict[str, Any]:
         "input_size": block.input_size,
         "recipe": block.recipe,
         "joints": joints,
-        "parameters": parameter_count(system.network),
-        "macs": multiply_accumulates(system),
+        "parameters": parameters,
+        "macs": macs,
         "params": block.model_dump(mode="json"),
     }
 
