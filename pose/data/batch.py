@@ -31,7 +31,7 @@ class Batch:
     boxes: Tensor
     """[B, 4] float32, xyxy in the original image."""
     augment: Tensor | None = None
-    """[B, 10] float32 drawn by pose.data.augment.draw, or None for an unchanged view."""
+    """[B, C] float32, columns pose.data.augment.COLUMNS as `draw` makes them, or None for an unchanged view."""
 
     def __len__(self) -> int:
         return len(self.images)

@@ -90,7 +90,7 @@ class Loader:
 def decode(split: Split, row: int) -> np.ndarray:
     """[S, S, 3] uint8 RGB, the stored crop of one row. Raises DataError naming its shard, row and image."""
     try:
-        image = Image.open(io.BytesIO(split.jpeg(row)), formats=("JPEG",))
+        image = Image.open(io.BytesIO(split.jpeg(row).tobytes()), formats=("JPEG",))
         pixels = np.asarray(image)
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(
