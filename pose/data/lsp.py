@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from scipy.io import loadmat
 
+from pose.data.coco import category
 from pose.errors import DataError
-from pose.skeleton import LSP14, Skeleton
+from pose.skeleton import LSP14
 
 JOINTS = LSP14.size
 
@@ -53,17 +54,6 @@ def read_lsp(root: Path) -> dict:
         )
     keypoints = np.concatenate([joints[:, :, :2] - 0.5, 2.0 - occluded[..., None]], axis=2)
     return _to_coco(root, keypoints, digits=4, description="Leeds Sports Pose")
-
-
-def category(skeleton: Skeleton) -> dict:
-    """COCO's category entry for people with this skeleton; limbs count joints from 1, as COCO does."""
-    return {
-        "id": 1,
-        "name": "person",
-        "supercategory": "person",
-        "keypoints": list(skeleton.joints),
-        "skeleton": (skeleton.limb_indices + 1).tolist(),
-    }
 
 
 def jpeg_size(path: Path) -> tuple[int, int]:

@@ -1,18 +1,331 @@
-"""Synthetic people: a stand-in that says so until the drawing lands."""
+"""Synthetic people: articulated, clothed figures that hide parts of themselves and of each other, exactly labelled.
 
+A joint is visible (v = 2) if the pixel it falls on belongs to the body parts that meet in it, hidden (v = 1) if
+something else covers it, unlabelled (v = 0) outside the image.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from pose.config import SyntheticParams
-from pose.errors import DataError
+from pose.data.coco import category
+from pose.data.figures import HEAD_RADII, Figure, random_figure
+from pose.data.painting import Canvas, Cloth
+from pose.data.scenery import background, expose, lamp, random_colour
+from pose.progress import track
+from pose.skeleton import Skeleton, skeleton_named
 
 ANNOTATIONS = "annotations.json"
+EDITION = 1
+"""Raised whenever the same parameters draw other pictures, so that older archives are drawn again."""
+QUALITY = 92
+PER_PROCESS = 64
+"""Fewer images than this are not worth another process."""
+PARTS_PER_PERSON = 32
+OBSTACLE = 30_000
+"""Owner number of what stands before people; people's parts count from 1."""
+
+PARTS = (
+    "torso", "neck", "head",
+    *(f"{side}_{part}" for side in ("left", "right")
+      for part in ("upper_arm", "forearm", "hand", "thigh", "shin", "foot")),
+)  # fmt: skip
+MEETING = {
+    "shoulder": ("upper_arm", "torso"),
+    "elbow": ("upper_arm", "forearm"),
+    "wrist": ("forearm", "hand"),
+    "hip": ("thigh", "torso"),
+    "knee": ("thigh", "shin"),
+    "ankle": ("shin", "foot"),
+    "neck": ("neck", "torso", "head"),
+    "head_top": ("head",),
+    **dict.fromkeys(("nose", "eye", "ear"), ("head",)),
+}
+"""The parts of which one must be seen where a joint is, for the joint to count as visible."""
+BURIED = 0.09
+"""Statures that a shoulder or hip may lie behind the middle of the trunk and still count as visible through it."""
+
+
+@dataclass(frozen=True)
+class _Person:
+    """A figure placed in the image."""
+
+    figure: Figure
+    unit: float
+    """Stature in px."""
+    origin: np.ndarray
+    """[2] px, the pelvis."""
+
+    def pixel(self, name: str) -> np.ndarray:
+        """[2] px."""
+        return self.figure.points[name][:2] * self.unit + self.origin
+
+
+# ---------------------------------------------------------------- one image
+
+
+def draw(params: SyntheticParams, index: int) -> tuple[Image.Image, list[dict]]:
+    """Image number `index` (from 0) and its COCO annotations; the same for the same (seed, index) always.
+
+    image_id is index + 1, annotation ids are unique over the dataset.
+    """
+    skeleton = skeleton_named(params.skeleton)
+    rng = np.random.Generator(np.random.Philox(key=[params.seed, index]))
+    grain = rng.standard_normal((params.height, params.width), dtype=np.float32)
+    canvas = Canvas(background(rng, params.width, params.height), lamp(rng), grain)
+    for _ in range(rng.integers(0, 4)):
+        _stray_bar(rng, canvas, owner=0)
+    people = _place(rng, params)
+    for number, person in enumerate(people):
+        _paint(rng, canvas, person, number * PARTS_PER_PERSON + 1)
+    if rng.random() < 0.3:
+        _stray_bar(rng, canvas, owner=OBSTACLE)
+    annotations = []
+    for number, person in enumerate(people):
+        found = _annotate(canvas.owner, person, number * PARTS_PER_PERSON + 1, skeleton)
+        if found["num_keypoints"]:
+            identity = index * params.people[1] + number + 1
+            annotations.append({"id": identity, "image_id": index + 1, "category_id": 1, **found, "iscrowd": 0})
+    return expose(rng, canvas.image, grain), annotations
+
+
+def _place(rng: np.random.Generator, params: SyntheticParams) -> list[_Person]:
+    """People of random size at random places, mostly inside the image and not all in one spot; nearest last."""
+    count = int(rng.integers(params.people[0], params.people[1] + 1))
+    side = min(params.width, params.height)
+    placed: list[_Person] = []
+    boxes: list[np.ndarray] = []
+    for _ in range(count):
+        figure = random_figure(rng)
+        flat = np.stack(list(figure.points.values()))[:, :2]
+        low, high = flat.min(axis=0) - 0.04, flat.max(axis=0) + 0.04
+        extent = high - low
+        unit = side * rng.uniform(0.42, 1.0) / count**0.35 / max(float(extent.max()), 0.75)
+        for _ in range(12):
+            room = np.array([params.width, params.height]) - extent * unit
+            beyond = 0.1 * extent * unit  # the share that may stick out of the image
+            corner = rng.uniform(np.minimum(-beyond, room + beyond), np.maximum(-beyond, room + beyond))
+            box = np.concatenate([corner, corner + extent * unit])
+            if all(_overlap(box, other) < 0.4 for other in boxes):
+                break
+        boxes.append(box)
+        placed.append(_Person(figure, unit, corner - low * unit))
+    return sorted(placed, key=lambda person: person.unit)
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over the smaller of two xyxy boxes."""
+    size = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
+    if (size <= 0).any():
+        return 0.0
+    return float(size.prod() / min((a[2:] - a[:2]).prod(), (b[2:] - b[:2]).prod()))
+
+
+def _stray_bar(rng: np.random.Generator, canvas: Canvas, owner: int) -> None:
+    """Something long and textured like a limb, that belongs to nobody."""
+    height, width = canvas.owner.shape
+    side = min(width, height)
+    middle = rng.uniform(0.1, 0.9, 2) * (width, height)
+    angle, length = rng.uniform(0, np.pi), side * rng.uniform(0.1, 0.35)
+    reach = length * np.array([np.cos(angle), np.sin(angle)])
+    widths = rng.uniform(0.015, 0.07, 2) * side
+    canvas.slab(owner, (middle - reach, middle + reach), tuple(widths), _cloth(rng), side, corner=rng.uniform(0.2, 1))
+
+
+# ---------------------------------------------------------------- dressing and painting
+
+
+def _cloth(rng: np.random.Generator) -> Cloth:
+    pattern = rng.choice(["plain", "hoops", "stripes", "checks", "dots"], p=(0.4, 0.18, 0.16, 0.14, 0.12))
+    return Cloth(
+        random_colour(rng), random_colour(rng), str(pattern), float(rng.uniform(0.03, 0.09)), float(rng.uniform(0, 0.1))
+    )
+
+
+def _skin(rng: np.random.Generator) -> Cloth:
+    tone = np.array([236, 188, 150]) + rng.uniform(0, 1) * np.array([-170, -140, -115])
+    colour = (tone + rng.normal(0, 6, 3)).astype(np.float32)
+    return Cloth(colour, colour, rough=0.03)
+
+
+def _paint(rng: np.random.Generator, canvas: Canvas, person: _Person, first_owner: int) -> None:
+    """Dresses a person and paints the parts from the farthest to the nearest."""
+    skin, shirt, trousers, shoes = _skin(rng), _cloth(rng), _cloth(rng), _cloth(rng)
+    shade = float(rng.uniform(10, 200)) * np.array([1.0, rng.uniform(0.6, 1), rng.uniform(0.3, 1)])
+    hair = Cloth(shade.astype(np.float32), shade.astype(np.float32))
+    sleeve, leg = (shirt if rng.random() < 0.55 else skin), (trousers if rng.random() < 0.6 else skin)
+    build = float(rng.uniform(0.85, 1.25))
+    points = person.figure.points
+
+    def limb(name: str, start: str, end: str, widths: tuple[float, float], cloth: Cloth, nearer: float = 0.0) -> None:
+        depth = (points[start][2] + points[end][2]) / 2 - nearer
+        scaled = (widths[0] * build * person.unit, widths[1] * build * person.unit)
+        ends = (person.pixel(start), person.pixel(end))
+        owner = first_owner + PARTS.index(name)
+        jobs.append((depth, partial(canvas.slab, owner, ends, scaled, cloth, person.unit)))
+
+    jobs: list[tuple[float, partial[None]]] = []
+    for side in ("left", "right"):
+        limb(f"{side}_upper_arm", f"{side}_shoulder", f"{side}_elbow", (0.04, 0.032), shirt, 0.03)
+        limb(f"{side}_forearm", f"{side}_elbow", f"{side}_wrist", (0.031, 0.022), sleeve, 0.035)
+        limb(f"{side}_hand", f"{side}_wrist", f"{side}_hand", (0.021, 0.024), skin, 0.034)
+        limb(f"{side}_thigh", f"{side}_hip", f"{side}_knee", (0.062, 0.045), trousers)
+        limb(f"{side}_shin", f"{side}_knee", f"{side}_ankle", (0.043, 0.028), leg, 0.005)
+        limb(f"{side}_foot", f"{side}_ankle", f"{side}_toe", (0.032, 0.024), shoes, 0.01)
+    limb("neck", "neck", "head_centre", (0.034, 0.032), skin)
+    jobs.append((_trunk_depth(person), partial(_torso, canvas, person, first_owner, shirt, build)))
+    centre, radii = person.pixel("head_centre"), (HEAD_RADII[0] * person.unit, HEAD_RADII[1] * person.unit)
+    head = partial(canvas.head, first_owner + PARTS.index("head"), centre, person.figure.head, radii, skin, hair)
+    jobs.append((float(points["head_centre"][2]) - 0.02, head))
+    for _, job in sorted(jobs, key=lambda entry: -entry[0]):
+        job()
+
+
+def _trunk_depth(person: _Person) -> float:
+    points = person.figure.points
+    return float(points["neck"][2] + points["pelvis"][2]) / 2
+
+
+def _torso(canvas: Canvas, person: _Person, first_owner: int, shirt: Cloth, build: float) -> None:
+    """A boxy slab from the collar to the seat, as wide as shoulders and hips look from the camera."""
+    points, unit = person.figure.points, person.unit
+    top, seat = person.pixel("neck"), person.pixel("pelvis")
+    axis = (seat - top) / max(float(np.hypot(*(seat - top))), 1e-3)
+    across = np.array([-axis[1], axis[0]])
+
+    def half_width(joint: str, flesh: float, thickness: float) -> float:
+        apart = (points[f"left_{joint}"] - points[f"right_{joint}"])[:2] / 2
+        return unit * max(abs(float(apart @ across)) + flesh * build, thickness * build)
+
+    widths = (half_width("shoulder", 0.025, 0.075), half_width("hip", 0.045, 0.075))
+    ends = (top + axis * 0.055 * unit, seat + axis * 0.0)
+    canvas.slab(
+        first_owner + PARTS.index("torso"), ends, widths, shirt, unit, corner=0.55, front=person.figure.chest[2]
+    )
+
+
+# ---------------------------------------------------------------- labels
+
+
+def _annotate(owner: np.ndarray, person: _Person, first_owner: int, skeleton: Skeleton) -> dict:
+    """Keypoints, visible silhouette's box and area."""
+    keypoints: list[float] = []
+    labelled = 0
+    for joint in skeleton.joints:
+        x, y = person.pixel(joint).round(2).tolist()
+        v = _visibility(owner, person, first_owner, joint, x, y)
+        keypoints += [x, y, v] if v else [0.0, 0.0, 0]
+        labelled += v > 0
+    mine = (owner >= first_owner) & (owner < first_owner + PARTS_PER_PERSON)
+    rows, columns = np.flatnonzero(mine.any(axis=1)), np.flatnonzero(mine.any(axis=0))
+    if not len(rows):
+        return {"keypoints": keypoints, "num_keypoints": 0, "bbox": [0, 0, 0, 0], "area": 0}
+    x0, y0, x1, y1 = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    return {
+        "keypoints": keypoints,
+        "num_keypoints": labelled,
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "area": int(mine.sum()),
+    }
+
+
+def _visibility(owner: np.ndarray, person: _Person, first_owner: int, joint: str, x: float, y: float) -> int:
+    height, width = owner.shape
+    if not (0 <= x < width and 0 <= y < height):
+        return 0
+    seen = int(owner[int(y), int(x)]) - first_owner
+    side, _, kind = joint.rpartition("_") if joint.startswith(("left_", "right_")) else ("", "", joint)
+    own = [PARTS.index(part if part in PARTS else f"{side}_{part}") for part in MEETING[kind]]
+    if seen not in own:
+        return 1
+    depth = person.figure.points[joint][2]
+    if kind in ("shoulder", "hip") and seen == PARTS.index("torso"):
+        return 1 if depth > _trunk_depth(person) + BURIED else 2
+    if kind in ("nose", "eye", "ear"):
+        return 2 if depth <= person.figure.points["head_centre"][2] else 1
+    return 2
+
+
+# ---------------------------------------------------------------- the archive
 
 
 def is_drawn(params: SyntheticParams, path: Path) -> bool:
-    """Whether the archive at path is the one `write_archive` would write."""
-    return False
+    """Whether the archive at `path` is what `write_archive` writes for these parameters."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        if ANNOTATIONS not in archive.namelist():
+            return False
+        return json.loads(archive.read(ANNOTATIONS))["info"] == _info(params)
 
 
 def write_archive(params: SyntheticParams, path: Path) -> None:
-    """Raises DataError: not drawn yet."""
-    raise DataError(f"{path} cannot be drawn yet")
+    """A zip of images/ and annotations.json (COCO keypoints), the same bytes whenever and wherever it is drawn.
+
+    Takes its name only when it is whole.
+    """
+    images: list[dict] = []
+    annotations: list[dict] = []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+            for index, (jpeg, people) in enumerate(track(_drawn(params), f"draw {path.name}", params.images)):
+                name = f"images/{index + 1:06d}.jpg"
+                archive.writestr(_entry(name), jpeg)
+                size = {"width": params.width, "height": params.height}
+                images.append({"id": index + 1, "file_name": name, **size})
+                annotations += people
+            coco = {
+                "info": _info(params),
+                "categories": [category(skeleton_named(params.skeleton))],
+                "images": images,
+                "annotations": annotations,
+            }
+            archive.writestr(_entry(ANNOTATIONS), json.dumps(coco, separators=(",", ":")))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _drawn(params: SyntheticParams) -> Iterator[tuple[bytes, list[dict]]]:
+    """All images as JPEG bytes with their annotations, in order, by as many processes as there are cores."""
+    processes = min(len(os.sched_getaffinity(0)), math.ceil(params.images / PER_PROCESS))
+    if processes == 1:
+        yield from map(_encoded, repeat(params), range(params.images))
+        return
+    # spawn: the caller may have threads (torch, a server), which a fork would copy in whatever state they are
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(_encoded, repeat(params), range(params.images), chunksize=16)
+
+
+def _encoded(params: SyntheticParams, index: int) -> tuple[bytes, list[dict]]:
+    image, annotations = draw(params, index)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=QUALITY)
+    return file.getvalue(), annotations
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    entry.external_attr = 0o644 << 16
+    return entry
+
+
+def _info(params: SyntheticParams) -> dict:
+    return {"description": "synthetic people", "edition": EDITION, "params": params.model_dump(mode="json")}

@@ -1,0 +1,176 @@
+"""A canvas that remembers who owns each pixel: shaded, textured body parts painted from far to near.
+
+Everything is a signed distance to a shape, so that edges are smooth without drawing larger and shrinking.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+SHADOW = 0.35
+"""How much a part darkens what lies right behind its edge."""
+AMBIENT = 0.45
+
+
+@dataclass(frozen=True)
+class Cloth:
+    """A surface: two colours [3] in 0..255, a pattern, its period as a share of the person's stature, roughness."""
+
+    colour: np.ndarray
+    second: np.ndarray
+    pattern: Literal["plain", "hoops", "stripes", "checks", "dots"] = "plain"
+    period: float = 0.05
+    rough: float = 0.06
+
+
+@dataclass(frozen=True)
+class Window:
+    """The pixels around one shape, in the shape's own axes."""
+
+    rows: slice
+    columns: slice
+    along: np.ndarray
+    """[h, w] px from the shape's first end towards its second."""
+    across: np.ndarray
+    """[h, w] px from its axis, positive to the left of the way from first to second end... as seen in the image."""
+
+
+class Canvas:
+    """Image [H, W, 3] float32 in 0..255 and owner [H, W] int16, 0 where nobody's."""
+
+    def __init__(self, background: np.ndarray, light: np.ndarray, grain: np.ndarray) -> None:
+        """light: [3] towards the lamp (x right, y down, z away); grain: [H, W] noise of about unit variance."""
+        self.image = background
+        self.owner = np.zeros(background.shape[:2], np.int16)
+        self.light = light.astype(np.float32)
+        self.grain = grain
+
+    def window(self, a: np.ndarray, b: np.ndarray, reach: float) -> Window | None:
+        """Pixels within `reach` of the segment a-b and its axes; None where it is outside the image."""
+        height, width = self.owner.shape
+        x0, x1 = max(int(min(a[0], b[0]) - reach), 0), min(int(max(a[0], b[0]) + reach) + 1, width)
+        y0, y1 = max(int(min(a[1], b[1]) - reach), 0), min(int(max(a[1], b[1]) + reach) + 1, height)
+        if x0 >= x1 or y0 >= y1:
+            return None
+        length = max(float(np.hypot(b[0] - a[0], b[1] - a[1])), 1e-3)
+        ux, uy = (b[0] - a[0]) / length, (b[1] - a[1]) / length
+        x = np.arange(x0, x1, dtype=np.float32) + np.float32(0.5 - a[0])
+        y = np.arange(y0, y1, dtype=np.float32)[:, None] + np.float32(0.5 - a[1])
+        along = x * np.float32(ux) + y * np.float32(uy)
+        across = y * np.float32(ux) - x * np.float32(uy)
+        return Window(slice(y0, y1), slice(x0, x1), along, across)
+
+    def slab(
+        self,
+        owner: int,
+        ends: tuple[np.ndarray, np.ndarray],
+        widths: tuple[float, float],
+        cloth: Cloth,
+        unit: float,
+        corner: float = 1.0,
+        front: np.ndarray | None = None,
+    ) -> None:
+        """A tapered limb or trunk from ends[0] to ends[1], px.
+
+        widths: half-widths at the ends. corner: 1 rounds it to a capsule, less makes it boxy. unit: px of the person's
+        stature, for patterns. front: [3] forward axis of a chest; its front gets a fastening, its back a panel.
+        """
+        a, b = ends
+        reach = max(widths) + 0.04 * unit + 2
+        window = self.window(a, b, reach)
+        if window is None:
+            return
+        length = max(float(np.hypot(*(b - a)[:2])), 1e-3)
+        share = np.clip(window.along / length, 0, 1)
+        half = widths[0] + (widths[1] - widths[0]) * share
+        side = np.maximum(np.abs(window.across) - half * (1 - corner), 0)
+        end = window.along - share * length
+        distance = np.sqrt(side * side + end * end) - half * corner
+        normal = np.clip(window.across / half, -1, 1)
+        colour = _patterned(cloth, window.along / unit, normal, float(np.mean(widths)) / unit)
+        direction = (b - a)[:2] / length
+        perpendicular = np.array([-direction[1], direction[0]])
+        if front is not None:
+            colour = _marked(colour, cloth, share, normal, float(front[:2] @ perpendicular), front[2] < 0)
+        depth = np.sqrt(1.0 - 0.95 * normal * normal)
+        shade = AMBIENT + (1 - AMBIENT) * np.maximum(
+            normal * float(self.light[:2] @ perpendicular) - depth * self.light[2], 0
+        )
+        self._blend(owner, window, distance, colour * shade[..., None], cloth.rough, 0.012 * unit)
+
+    def head(
+        self, owner: int, centre: np.ndarray, frame: np.ndarray, radii: tuple[float, float], skin: Cloth, hair: Cloth
+    ) -> None:
+        """An ellipsoid with hair, eyes and mouth, seen as its frame (left, up, forward rows) turns it. radii in px."""
+        up = frame[1, :2]
+        steep = float(np.hypot(*up))
+        direction = up / steep if steep > 1e-3 else np.array([0.0, -1.0])
+        tall = radii[0] + (radii[1] - radii[0]) * steep
+        window = self.window(centre[:2], centre[:2] + direction, max(radii) + 3)
+        if window is None:
+            return
+        l, s = window.along / tall, window.across / radii[0]
+        square = l * l + s * s
+        distance = (np.sqrt(square) - 1) * radii[0]
+        depth = np.sqrt(np.maximum(1 - square, 0))
+        perpendicular = np.array([-direction[1], direction[0]])
+        normal = np.stack(
+            [s * perpendicular[0] + l * direction[0], s * perpendicular[1] + l * direction[1], -depth], axis=2
+        )
+        left, above, ahead = np.moveaxis(normal @ frame.T.astype(np.float32), 2, 0)
+        hairy = np.clip(4 * np.maximum(above - 0.45, -0.1 - ahead + 0.3 * above) + 0.5, 0, 1)
+        colour = skin.colour + (hair.colour - skin.colour) * hairy[..., None]
+        eyes = np.exp(-(((np.abs(left) - 0.38) ** 2) + (above - 0.12) ** 2) / 0.02) * (ahead > 0)
+        mouth = np.exp(-(left**2 / 0.08 + (above + 0.5) ** 2 / 0.012)) * (ahead > 0)
+        nose = np.exp(-(left**2 / 0.012 + (above + 0.1) ** 2 / 0.05)) * (ahead > 0)
+        colour = colour * (1 - 0.85 * eyes - 0.25 * nose)[..., None]
+        colour = colour + (np.array([150, 40, 45], np.float32) - colour) * (0.7 * mouth)[..., None]
+        shade = AMBIENT + (1 - AMBIENT) * np.maximum(normal @ self.light, 0)
+        self._blend(owner, window, distance, colour * shade[..., None], skin.rough, 0.15 * radii[0])
+
+    def _blend(
+        self, owner: int, window: Window, distance: np.ndarray, colour: np.ndarray, rough: float, shadow: float
+    ) -> None:
+        """Lays colour [h, w, 3] where distance [h, w] px is negative, with a smooth edge and a shadow on other parts."""
+        place = (window.rows, window.columns)
+        under, owners = self.image[place], self.owner[place]
+        dark = SHADOW * np.exp(-np.maximum(distance, 0) / max(shadow, 0.5)) * (owners > 0)
+        cover = np.clip(0.5 - distance, 0, 1)[..., None]
+        colour = colour * (1 + rough * self.grain[place])[..., None]
+        self.image[place] = under * (1 - dark)[..., None] * (1 - cover) + colour * cover
+        owners[distance < 0] = owner
+
+
+def _patterned(cloth: Cloth, along: np.ndarray, normal: np.ndarray, half: float) -> np.ndarray:
+    """[h, w, 3] colour at `along` (in statures) and `normal` (-1..1 over a half-width of `half` statures)."""
+    if cloth.pattern == "plain":
+        return np.broadcast_to(cloth.colour, (*normal.shape, 3))
+    turns = 2 * np.pi / cloth.period
+    hoops = np.sin(along * turns)
+    if cloth.pattern == "hoops":
+        wave = hoops
+    else:
+        stripes = np.sin(np.arcsin(normal) * half * turns)
+        if cloth.pattern == "stripes":
+            wave = stripes
+        elif cloth.pattern == "checks":
+            wave = hoops * stripes
+        else:
+            wave = hoops * np.cos(np.arcsin(normal) * half * turns) - 0.3
+    mix = np.clip(2.5 * wave + 0.5, 0, 1)
+    return cloth.colour + (cloth.second - cloth.colour) * mix[..., None]
+
+
+def _marked(
+    colour: np.ndarray, cloth: Cloth, share: np.ndarray, normal: np.ndarray, sideways: float, is_front: bool
+) -> np.ndarray:
+    """A chest's fastening down its front, or a panel on its back, where the body's turn puts it."""
+    if is_front:
+        mark = (np.abs(normal - sideways) < 0.09) | ((np.abs(normal - sideways) < 0.4 - 2.5 * share) & (share < 0.16))
+    else:
+        mark = (np.abs(normal + sideways) < 0.45) & (share > 0.2) & (share < 0.6)
+    contrast = 255.0 - cloth.colour if is_front else cloth.second
+    return np.where(mark[..., None], contrast, colour)
