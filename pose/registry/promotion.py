@@ -1,0 +1,236 @@
+"""Promotion: the alias `champion` moves only on evidence, one promotion at a time, and can be moved back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pose.config import PromotionParams
+from pose.errors import ConfigError, RegistryError
+from pose.evaluation import LOWER_IS_BETTER, Evaluation
+from pose.metrics import bootstrap
+from pose.registry import ledger
+from pose.registry.locks import Lock, lock
+from pose.registry.store import Store, translated
+from pose.registry.versions import CHAMPION, PREVIOUS, Version, create, fetch, get, versions
+
+Reevaluate = Callable[[Path], Evaluation]
+"""Evaluates the bundle in a directory on the challenger's test images."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What came of one promotion. difference, low, high: challenger minus champion, positive is better."""
+
+    model: str
+    version: int
+    promoted: bool
+    reason: str
+    metric: str
+    value: float
+    """The challenger's metric."""
+    champion: int | None
+    """The champion after this decision."""
+    previous: int | None
+    """The champion before it."""
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+def promote(
+    store: Store,
+    model: str,
+    version: int,
+    params: PromotionParams,
+    who: str,
+    why: str,
+    reevaluate: Reevaluate | None = None,
+) -> Decision:
+    """Makes `version` the champion if it is proved better on the same test images; says why either way.
+
+    The first champion of a model must beat the mean pose. Raises RegistryError where a bundle is incomplete or
+    changed, or somebody else's promotion does not end.
+    """
+    with _exclusive(store, model) as held:
+        challenger = get(store, model, version)
+        evaluation = Evaluation.load(fetch(store, challenger) / "evaluation")
+        decision = _decide(store, challenger, evaluation, params, reevaluate)
+        if decision.promoted:
+            _move(store, held, ledger.Entry("promote", who, why, decision.previous, version, asdict(decision)))
+        store.client.set_model_version_tag(model, str(version), "decision", json.dumps(asdict(decision)))
+    return decision
+
+
+def promote_dataset(
+    store: Store,
+    dataset: str,
+    candidates: Sequence[Version],
+    params: PromotionParams,
+    who: str,
+    why: str,
+    reevaluate: Reevaluate | None = None,
+) -> Decision:
+    """Offers the best candidate to `pose-<dataset>`, as a version that points to the candidate's own bundle."""
+    if not candidates:
+        raise RegistryError(f"no registered model is left to compete for pose-{dataset}; see why each system failed.")
+    sign = _sign(params.metric)
+    best = max(candidates, key=lambda version: sign * version.metrics.get(params.metric, -sign * np.inf))
+    model = f"pose-{dataset}"
+    with translated(store.uri):
+        known = versions(store, model, f"tags.bundle_sha256 = '{best.tags['bundle_sha256']}'")
+        tags = {key: value for key, value in best.tags.items() if key != "decision"} | {"origin": best.uri}
+        offered = known[-1] if known else create(store, model, best.source, best.run_id, tags)
+    return promote(store, model, offered.version, params, who, why, reevaluate)
+
+
+def rollback(store: Store, model: str, who: str, why: str, to: int | None = None) -> ledger.Entry:
+    """Gives the alias back to @previous, or to version `to`, whose bundle is verified first.
+
+    Asked again without a promotion in between it changes nothing and returns the last entry. Raises RegistryError
+    where there is nothing to go back to.
+    """
+    with _exclusive(store, model) as held:
+        champion, entries = _champion(store, model), ledger.read(store, model)
+        target = to if to is not None else _aliased(store, model, PREVIOUS)
+        if target is None:
+            raise RegistryError(
+                f"{model} has no earlier champion to go back to. `pose registry history {model}` shows all moves, "
+                f"`pose registry show {model}` all versions; name one of them."
+            )
+        if target == champion and entries:
+            return entries[-1]
+        fetch(store, get(store, model, target))
+        return _move(store, held, ledger.Entry("rollback", who, why, champion, target))
+
+
+def history(store: Store, model: str) -> list[ledger.Entry]:
+    """Every move of the champion, oldest first."""
+    with translated(store.uri):
+        return ledger.read(store, model)
+
+
+@contextmanager
+def _exclusive(store: Store, model: str) -> Iterator[Lock]:
+    """Holds the model's lock and first writes down a move of the alias that the ledger does not know."""
+    with translated(store.uri), lock(store, model) as held:
+        entries = ledger.read(store, model)
+        champion = _champion(store, model)
+        if entries and entries[-1].to_version != champion:
+            why = "the alias had been moved by other means, its version was deleted, or a promotion was cut short"
+            ledger.append(store, model, ledger.Entry("found", "pose", why, entries[-1].to_version, champion))
+        yield held
+
+
+def _decide(
+    store: Store, challenger: Version, evaluation: Evaluation, params: PromotionParams, reevaluate: Reevaluate | None
+) -> Decision:
+    value = _value(evaluation, params.metric)
+    champion = _champion(store, challenger.name)
+
+    def decided(promoted: bool, reason: str, numbers: tuple[float, float, float] | None = None) -> Decision:
+        now = challenger.version if promoted else champion
+        difference, low, high = numbers or (None, None, None)
+        return Decision(
+            challenger.name,
+            challenger.version,
+            promoted,
+            reason,
+            params.metric,
+            value,
+            now,
+            champion,
+            difference,
+            low,
+            high,
+        )
+
+    if champion == challenger.version:
+        return decided(False, "is the champion already")
+    baseline = _value(evaluation, f"mean_pose_{params.metric}")
+    if _sign(params.metric) * (value - baseline) <= 0:
+        return decided(False, f"{params.metric} {value:.4f} does not beat the mean pose's {baseline:.4f}")
+    if champion is None:
+        return decided(True, f"first champion: {params.metric} {value:.4f} against the mean pose's {baseline:.4f}")
+    bundle = fetch(store, get(store, challenger.name, champion))
+    theirs = Evaluation.load(bundle / "evaluation")
+    if not same_images(evaluation, theirs, params.metric):
+        if reevaluate is None:
+            return decided(
+                False, f"champion {champion} was evaluated on other test images; evaluate it anew to compare"
+            )
+        theirs = reevaluate(bundle)
+        if not same_images(evaluation, theirs, params.metric):
+            raise RegistryError(
+                f"champion {challenger.name}/{champion} was evaluated anew on {theirs.dataset} {theirs.split} "
+                f"({len(theirs.image_ids)} images), challenger {challenger.version} on {evaluation.dataset} "
+                f"{evaluation.split} ({len(evaluation.image_ids)} images): they must be the same."
+            )
+    numbers = compare(evaluation, theirs, params)
+    return decided(*_verdict(numbers, champion, params), numbers)
+
+
+def compare(challenger: Evaluation, champion: Evaluation, params: PromotionParams) -> tuple[float, float, float]:
+    """(difference, low, high) of a paired bootstrap over images, signed so that positive means better."""
+    ours, theirs = challenger.per_image[params.metric], champion.per_image[params.metric]
+    difference, low, high = bootstrap.paired(*ours, *theirs, params.resamples, params.confidence)
+    return (difference, low, high) if _sign(params.metric) > 0 else (-difference, -high, -low)
+
+
+def same_images(a: Evaluation, b: Evaluation, metric: str) -> bool:
+    """Whether two evaluations speak of the same images with the same truth, in the same order."""
+    return (
+        (a.dataset, a.split) == (b.dataset, b.split)
+        and metric in a.per_image
+        and metric in b.per_image
+        and np.array_equal(a.image_ids, b.image_ids)
+        and np.array_equal(a.per_image[metric][1], b.per_image[metric][1])
+    )
+
+
+def _verdict(numbers: tuple[float, float, float], champion: int, params: PromotionParams) -> tuple[bool, str]:
+    difference, low, high = numbers
+    seen = f"{params.metric} {difference:+.4f} [{low:+.4f}, {high:+.4f}] against champion {champion}"
+    if low > params.margin:
+        return True, f"{seen}: better beyond the margin {params.margin:g}"
+    return False, f"{seen}: the lower bound does not exceed the margin {params.margin:g}"
+
+
+def _move(store: Store, held: Lock, entry: ledger.Entry) -> ledger.Entry:
+    """Writes the ledger, then the aliases: a crash between them leaves an entry that the next move corrects."""
+    model = held.model
+    held.still_held()
+    written = ledger.append(store, model, entry)
+    if entry.action == "promote" and entry.from_version is not None:
+        store.client.set_registered_model_alias(model, PREVIOUS, str(entry.from_version))
+    held.still_held()
+    store.client.set_registered_model_alias(model, CHAMPION, str(entry.to_version))
+    return written
+
+
+def _champion(store: Store, model: str) -> int | None:
+    return _aliased(store, model, CHAMPION)
+
+
+def _aliased(store: Store, model: str, alias: str) -> int | None:
+    aliases = store.client.get_registered_model(model).aliases
+    return int(aliases[alias]) if alias in aliases else None
+
+
+def _value(evaluation: Evaluation, metric: str) -> float:
+    value = evaluation.metrics.get(metric)
+    if value is None or not np.isfinite(value):
+        raise ConfigError(
+            f"promotion.metric needs {metric!r}, which this evaluation does not have; it has "
+            f"{', '.join(sorted(evaluation.metrics))}. Choose a coordinate metric."
+        )
+    return value
+
+
+def _sign(metric: str) -> int:
+    return -1 if metric in LOWER_IS_BETTER else 1
