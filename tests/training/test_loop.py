@@ -1,0 +1,11 @@
+"""The loop from end to end in one process."""
+
+from __future__ import annotations
+
+import pose.training
+from pose.digests import file_sha256
+
+
+def test_it_learns_and_leaves_everything(spec):
+    outcome = pose.training.run(spec())
+    assert outcome.epochs == 3
