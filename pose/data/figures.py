@@ -17,7 +17,7 @@ SHOULDER, HIP = 0.125, 0.075
 """Half the distance between the two sides."""
 UPPER_ARM, FOREARM, HAND = 0.165, 0.15, 0.07
 THIGH, SHIN, FOOT = 0.235, 0.23, 0.09
-HEAD_CENTRE, HEAD_TOP = 0.125, 0.205
+HEAD_CENTRE, HEAD_TOP = 0.125, 0.193
 """Above the neck, along the head's own axis."""
 FACE = {
     "nose": (0.0, -0.1, 1.0),
@@ -69,7 +69,7 @@ def random_figure(rng: np.random.Generator) -> Figure:
         _leg(rng, points, pelvis, side, sign, crouch)
     for name, direction in FACE.items():
         unit = np.array(direction) / np.linalg.norm(direction)
-        points[name] = points["head_centre"] + (unit * (HEAD_RADII[0], HEAD_RADII[1], HEAD_RADII[0])) @ head
+        points[name] = points["head_centre"] + 0.85 * (unit * (HEAD_RADII[0], HEAD_RADII[1], HEAD_RADII[0])) @ head
     tilt = rng.normal(0, 12) if rng.random() < 0.85 else rng.normal(0, 60)
     return _tilted(points, head, chest, np.radians(tilt))
 

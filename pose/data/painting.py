@@ -10,18 +10,20 @@ from typing import Literal
 
 import numpy as np
 
+Pattern = Literal["plain", "hoops", "stripes", "checks", "dots"]
 SHADOW = 0.35
 """How much a part darkens what lies right behind its edge."""
 AMBIENT = 0.45
+LIPS = np.array([150, 40, 45], np.float32)[:, None, None]
 
 
 @dataclass(frozen=True)
 class Cloth:
-    """A surface: two colours [3] in 0..255, a pattern, its period as a share of the person's stature, roughness."""
+    """A surface. Colours are [3, 1, 1] float32 in 0..255; the pattern's period is a share of the person's stature."""
 
     colour: np.ndarray
     second: np.ndarray
-    pattern: Literal["plain", "hoops", "stripes", "checks", "dots"] = "plain"
+    pattern: Pattern = "plain"
     period: float = 0.05
     rough: float = 0.06
 
@@ -35,16 +37,16 @@ class Window:
     along: np.ndarray
     """[h, w] px from the shape's first end towards its second."""
     across: np.ndarray
-    """[h, w] px from its axis, positive to the left of the way from first to second end... as seen in the image."""
+    """[h, w] px from its axis, positive clockwise of the way to the second end."""
 
 
 class Canvas:
-    """Image [H, W, 3] float32 in 0..255 and owner [H, W] int16, 0 where nobody's."""
+    """Image [3, H, W] float32 in 0..255 and owner [H, W] int16, 0 where nobody's."""
 
     def __init__(self, background: np.ndarray, light: np.ndarray, grain: np.ndarray) -> None:
         """light: [3] towards the lamp (x right, y down, z away); grain: [H, W] noise of about unit variance."""
         self.image = background
-        self.owner = np.zeros(background.shape[:2], np.int16)
+        self.owner = np.zeros(background.shape[1:], np.int16)
         self.light = light.astype(np.float32)
         self.grain = grain
 
@@ -79,27 +81,26 @@ class Canvas:
         stature, for patterns. front: [3] forward axis of a chest; its front gets a fastening, its back a panel.
         """
         a, b = ends
-        reach = max(widths) + 0.04 * unit + 2
+        reach = max(widths) + 0.025 * unit + 2
         window = self.window(a, b, reach)
         if window is None:
             return
-        length = max(float(np.hypot(*(b - a)[:2])), 1e-3)
+        length = max(float(np.hypot(*(b - a))), 1e-3)
         share = np.clip(window.along / length, 0, 1)
         half = widths[0] + (widths[1] - widths[0]) * share
         side = np.maximum(np.abs(window.across) - half * (1 - corner), 0)
         end = window.along - share * length
         distance = np.sqrt(side * side + end * end) - half * corner
         normal = np.clip(window.across / half, -1, 1)
-        colour = _patterned(cloth, window.along / unit, normal, float(np.mean(widths)) / unit)
-        direction = (b - a)[:2] / length
-        perpendicular = np.array([-direction[1], direction[0]])
+        colour = _patterned(cloth, window.along / unit, normal, sum(widths) / 2 / unit)
+        perpendicular = np.array([a[1] - b[1], b[0] - a[0]]) / length
         if front is not None:
             colour = _marked(colour, cloth, share, normal, float(front[:2] @ perpendicular), front[2] < 0)
         depth = np.sqrt(1.0 - 0.95 * normal * normal)
         shade = AMBIENT + (1 - AMBIENT) * np.maximum(
-            normal * float(self.light[:2] @ perpendicular) - depth * self.light[2], 0
+            normal * float(self.light[:2] @ perpendicular) - depth * float(self.light[2]), 0
         )
-        self._blend(owner, window, distance, colour * shade[..., None], cloth.rough, 0.012 * unit)
+        self._blend(owner, window, distance, colour * shade, cloth.rough, 0.012 * unit)
 
     def head(
         self, owner: int, centre: np.ndarray, frame: np.ndarray, radii: tuple[float, float], skin: Cloth, hair: Cloth
@@ -112,42 +113,44 @@ class Canvas:
         window = self.window(centre[:2], centre[:2] + direction, max(radii) + 3)
         if window is None:
             return
-        l, s = window.along / tall, window.across / radii[0]
-        square = l * l + s * s
-        distance = (np.sqrt(square) - 1) * radii[0]
-        depth = np.sqrt(np.maximum(1 - square, 0))
-        perpendicular = np.array([-direction[1], direction[0]])
-        normal = np.stack(
-            [s * perpendicular[0] + l * direction[0], s * perpendicular[1] + l * direction[1], -depth], axis=2
-        )
-        left, above, ahead = np.moveaxis(normal @ frame.T.astype(np.float32), 2, 0)
+        normal = _ellipsoid(window, direction, radii[0], tall)
+        left, above, ahead = np.tensordot(frame.astype(np.float32), normal, axes=1)
+        distance = (np.hypot(window.along / tall, window.across / radii[0]) - 1) * radii[0]
         hairy = np.clip(4 * np.maximum(above - 0.45, -0.1 - ahead + 0.3 * above) + 0.5, 0, 1)
-        colour = skin.colour + (hair.colour - skin.colour) * hairy[..., None]
+        colour = skin.colour + (hair.colour - skin.colour) * hairy
         eyes = np.exp(-(((np.abs(left) - 0.38) ** 2) + (above - 0.12) ** 2) / 0.02) * (ahead > 0)
         mouth = np.exp(-(left**2 / 0.08 + (above + 0.5) ** 2 / 0.012)) * (ahead > 0)
         nose = np.exp(-(left**2 / 0.012 + (above + 0.1) ** 2 / 0.05)) * (ahead > 0)
-        colour = colour * (1 - 0.85 * eyes - 0.25 * nose)[..., None]
-        colour = colour + (np.array([150, 40, 45], np.float32) - colour) * (0.7 * mouth)[..., None]
-        shade = AMBIENT + (1 - AMBIENT) * np.maximum(normal @ self.light, 0)
-        self._blend(owner, window, distance, colour * shade[..., None], skin.rough, 0.15 * radii[0])
+        colour = colour * (1 - 0.85 * eyes - 0.25 * nose)
+        colour = colour + (LIPS - colour) * (0.7 * mouth)
+        shade = AMBIENT + (1 - AMBIENT) * np.maximum(np.tensordot(self.light, normal, axes=1), 0)
+        self._blend(owner, window, distance, colour * shade, skin.rough, 0.15 * radii[0])
 
     def _blend(
         self, owner: int, window: Window, distance: np.ndarray, colour: np.ndarray, rough: float, shadow: float
     ) -> None:
-        """Lays colour [h, w, 3] where distance [h, w] px is negative, with a smooth edge and a shadow on other parts."""
-        place = (window.rows, window.columns)
-        under, owners = self.image[place], self.owner[place]
-        dark = SHADOW * np.exp(-np.maximum(distance, 0) / max(shadow, 0.5)) * (owners > 0)
-        cover = np.clip(0.5 - distance, 0, 1)[..., None]
-        colour = colour * (1 + rough * self.grain[place])[..., None]
-        self.image[place] = under * (1 - dark)[..., None] * (1 - cover) + colour * cover
+        """Lays colour [3, h, w] where distance [h, w] px is negative: a smooth edge, a shadow on parts behind it."""
+        under = self.image[:, window.rows, window.columns]
+        owners = self.owner[window.rows, window.columns]
+        cover = np.clip(0.5 - distance, 0, 1)
+        dark = SHADOW * np.exp(np.maximum(distance, 0) / -max(shadow, 0.5)) * (owners > 0)
+        under *= (1 - dark) * (1 - cover)
+        under += colour * (cover * (1 + rough * self.grain[window.rows, window.columns]))
         owners[distance < 0] = owner
 
 
+def _ellipsoid(window: Window, direction: np.ndarray, wide: float, tall: float) -> np.ndarray:
+    """[3, h, w] unit normals (x right, y down, z away) of an ellipsoid whose long axis is `direction` [2]."""
+    dx, dy = float(direction[0]), float(direction[1])
+    along, across = window.along / tall, window.across / wide
+    depth = np.sqrt(np.maximum(1 - along * along - across * across, 0))
+    return np.stack([along * dx - across * dy, along * dy + across * dx, -depth])
+
+
 def _patterned(cloth: Cloth, along: np.ndarray, normal: np.ndarray, half: float) -> np.ndarray:
-    """[h, w, 3] colour at `along` (in statures) and `normal` (-1..1 over a half-width of `half` statures)."""
+    """[3, h, w], or [3, 1, 1] where plain: colour at `along` (statures), `normal` (-1..1 over `half` statures)."""
     if cloth.pattern == "plain":
-        return np.broadcast_to(cloth.colour, (*normal.shape, 3))
+        return cloth.colour
     turns = 2 * np.pi / cloth.period
     hoops = np.sin(along * turns)
     if cloth.pattern == "hoops":
@@ -161,7 +164,7 @@ def _patterned(cloth: Cloth, along: np.ndarray, normal: np.ndarray, half: float)
         else:
             wave = hoops * np.cos(np.arcsin(normal) * half * turns) - 0.3
     mix = np.clip(2.5 * wave + 0.5, 0, 1)
-    return cloth.colour + (cloth.second - cloth.colour) * mix[..., None]
+    return cloth.colour + (cloth.second - cloth.colour) * mix
 
 
 def _marked(
@@ -173,4 +176,4 @@ def _marked(
     else:
         mark = (np.abs(normal + sideways) < 0.45) & (share > 0.2) & (share < 0.6)
     contrast = 255.0 - cloth.colour if is_front else cloth.second
-    return np.where(mark[..., None], contrast, colour)
+    return np.where(mark, contrast, colour)

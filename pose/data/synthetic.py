@@ -25,7 +25,7 @@ from PIL import Image
 from pose.config import SyntheticParams
 from pose.data.coco import category
 from pose.data.figures import HEAD_RADII, Figure, random_figure
-from pose.data.painting import Canvas, Cloth
+from pose.data.painting import Canvas, Cloth, Pattern
 from pose.data.scenery import background, expose, lamp, random_colour
 from pose.progress import track
 from pose.skeleton import Skeleton, skeleton_named
@@ -37,6 +37,10 @@ QUALITY = 92
 PER_PROCESS = 64
 """Fewer images than this are not worth another process."""
 PARTS_PER_PERSON = 32
+FRAMING = 2.0
+"""Photographers aim: 1 puts people anywhere, more puts them nearer to the middle."""
+OBSTRUCTED = 0.4
+"""Share of the images in which something stands before a person."""
 OBSTACLE = 30_000
 """Owner number of what stands before people; people's parts count from 1."""
 
@@ -57,6 +61,7 @@ MEETING = {
     **dict.fromkeys(("nose", "eye", "ear"), ("head",)),
 }
 """The parts of which one must be seen where a joint is, for the joint to count as visible."""
+PATTERNS: tuple[Pattern, ...] = ("plain", "plain", "plain", "hoops", "stripes", "checks", "dots")
 BURIED = 0.09
 """Statures that a shoulder or hip may lie behind the middle of the trunk and still count as visible through it."""
 
@@ -88,13 +93,14 @@ def draw(params: SyntheticParams, index: int) -> tuple[Image.Image, list[dict]]:
     rng = np.random.Generator(np.random.Philox(key=[params.seed, index]))
     grain = rng.standard_normal((params.height, params.width), dtype=np.float32)
     canvas = Canvas(background(rng, params.width, params.height), lamp(rng), grain)
-    for _ in range(rng.integers(0, 4)):
-        _stray_bar(rng, canvas, owner=0)
+    for _ in range(rng.integers(0, 3)):
+        _stray_bar(rng, canvas, 0, rng.uniform(0.1, 0.9, 2) * (params.width, params.height))
     people = _place(rng, params)
     for number, person in enumerate(people):
         _paint(rng, canvas, person, number * PARTS_PER_PERSON + 1)
-    if rng.random() < 0.3:
-        _stray_bar(rng, canvas, owner=OBSTACLE)
+    if rng.random() < OBSTRUCTED:
+        behind = people[rng.integers(len(people))]
+        _stray_bar(rng, canvas, OBSTACLE, behind.pixel(skeleton.joints[rng.integers(skeleton.size)]))
     annotations = []
     for number, person in enumerate(people):
         found = _annotate(canvas.owner, person, number * PARTS_PER_PERSON + 1, skeleton)
@@ -115,11 +121,11 @@ def _place(rng: np.random.Generator, params: SyntheticParams) -> list[_Person]:
         flat = np.stack(list(figure.points.values()))[:, :2]
         low, high = flat.min(axis=0) - 0.04, flat.max(axis=0) + 0.04
         extent = high - low
-        unit = side * rng.uniform(0.42, 1.0) / count**0.35 / max(float(extent.max()), 0.75)
+        unit = side * rng.uniform(0.6, 1.0) / count**0.35 / max(float(extent.max()), 0.75)
         for _ in range(12):
             room = np.array([params.width, params.height]) - extent * unit
             beyond = 0.1 * extent * unit  # the share that may stick out of the image
-            corner = rng.uniform(np.minimum(-beyond, room + beyond), np.maximum(-beyond, room + beyond))
+            corner = rng.beta(FRAMING, FRAMING, 2) * (room + 2 * beyond) - beyond
             box = np.concatenate([corner, corner + extent * unit])
             if all(_overlap(box, other) < 0.4 for other in boxes):
                 break
@@ -136,30 +142,33 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
     return float(size.prod() / min((a[2:] - a[:2]).prod(), (b[2:] - b[:2]).prod()))
 
 
-def _stray_bar(rng: np.random.Generator, canvas: Canvas, owner: int) -> None:
-    """Something long and textured like a limb, that belongs to nobody."""
-    height, width = canvas.owner.shape
-    side = min(width, height)
-    middle = rng.uniform(0.1, 0.9, 2) * (width, height)
-    angle, length = rng.uniform(0, np.pi), side * rng.uniform(0.1, 0.35)
+def _stray_bar(rng: np.random.Generator, canvas: Canvas, owner: int, middle: np.ndarray) -> None:
+    """Something long and textured like a limb around `middle` [2] px, that belongs to nobody."""
+    side = min(canvas.owner.shape)
+    angle, length = rng.uniform(0, np.pi), side * rng.uniform(0.06, 0.2)
     reach = length * np.array([np.cos(angle), np.sin(angle)])
-    widths = rng.uniform(0.015, 0.07, 2) * side
-    canvas.slab(owner, (middle - reach, middle + reach), tuple(widths), _cloth(rng), side, corner=rng.uniform(0.2, 1))
+    widths = (side * rng.uniform(0.015, 0.06), side * rng.uniform(0.015, 0.06))
+    canvas.slab(owner, (middle - reach, middle + reach), widths, _cloth(rng), side, corner=rng.uniform(0.2, 1))
 
 
 # ---------------------------------------------------------------- dressing and painting
 
 
 def _cloth(rng: np.random.Generator) -> Cloth:
-    pattern = rng.choice(["plain", "hoops", "stripes", "checks", "dots"], p=(0.4, 0.18, 0.16, 0.14, 0.12))
+    pattern = PATTERNS[rng.integers(len(PATTERNS))]
+    vivid = rng.uniform(0.2, 1)
     return Cloth(
-        random_colour(rng), random_colour(rng), str(pattern), float(rng.uniform(0.03, 0.09)), float(rng.uniform(0, 0.1))
+        random_colour(rng, vivid),
+        random_colour(rng, vivid),
+        pattern,
+        float(rng.uniform(0.03, 0.09)),
+        float(rng.uniform(0, 0.1)),
     )
 
 
 def _skin(rng: np.random.Generator) -> Cloth:
     tone = np.array([236, 188, 150]) + rng.uniform(0, 1) * np.array([-170, -140, -115])
-    colour = (tone + rng.normal(0, 6, 3)).astype(np.float32)
+    colour = (tone + rng.normal(0, 6, 3)).astype(np.float32)[:, None, None]
     return Cloth(colour, colour, rough=0.03)
 
 
@@ -167,7 +176,7 @@ def _paint(rng: np.random.Generator, canvas: Canvas, person: _Person, first_owne
     """Dresses a person and paints the parts from the farthest to the nearest."""
     skin, shirt, trousers, shoes = _skin(rng), _cloth(rng), _cloth(rng), _cloth(rng)
     shade = float(rng.uniform(10, 200)) * np.array([1.0, rng.uniform(0.6, 1), rng.uniform(0.3, 1)])
-    hair = Cloth(shade.astype(np.float32), shade.astype(np.float32))
+    hair = Cloth(shade.astype(np.float32)[:, None, None], shade.astype(np.float32)[:, None, None])
     sleeve, leg = (shirt if rng.random() < 0.55 else skin), (trousers if rng.random() < 0.6 else skin)
     build = float(rng.uniform(0.85, 1.25))
     points = person.figure.points
