@@ -18,7 +18,7 @@ from pose.commands.options import (
     raw_folder,
     unpacked_folder,
 )
-from pose.commands.output import print_json
+from pose.commands.output import print_json, results_console
 
 app = typer.Typer(no_args_is_help=True, help="Fetch, check, prepare and look at a dataset.")
 
@@ -58,8 +58,6 @@ def check(
 
     Fetches it first where that has not happened. Example: `pose data check lspet --sheet worst.png`
     """
-    from rich.console import Console
-
     from pose.data import check as auditing
     from pose.data import sources
 
@@ -70,7 +68,7 @@ def check(
     if json:
         print_json(audit.to_json())
     else:
-        Console().print(audit.summary())
+        results_console().print(audit.summary())
     if sheet is not None:
         sheet.parent.mkdir(parents=True, exist_ok=True)
         audit.contact_sheet(source, sheet)

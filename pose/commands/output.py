@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+PIPE_WIDTH = 160
+
 
 def print_json(value: Any) -> None:
     """One JSON value, nothing else."""
@@ -23,4 +25,10 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row))
-    Console().print(table)
+    results_console().print(table)
+
+
+def results_console() -> Console:
+    """Standard output as wide as the terminal, or wide enough for a table where it is a file or a pipe."""
+    console = Console()
+    return console if console.is_terminal else Console(width=PIPE_WIDTH)

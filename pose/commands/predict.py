@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pose.commands.options import Json, Profile, Set, load_params, storage_folder
+from pose.commands.options import Json, Profile, Set, model_folder
 from pose.commands.output import print_json
 
 
@@ -39,7 +39,7 @@ def predict(
     if not found:
         raise ConfigError(f"all pictures lie in the --out folder {out}; choose another folder for the results")
     targets = _targets(found, out)
-    predictor = Predictor.load(_model_folder(model, profile, set_))
+    predictor = Predictor.load(model_folder(model, profile, set_))
     results: list[dict] = []
     failures: list[DataError] = []
     outcomes = files.predict(predictor, found, batch)
@@ -58,14 +58,6 @@ def predict(
     if failures:
         listed = "; ".join(str(failure) for failure in failures)
         raise DataError(f"{len(failures)} of {len(found)} pictures could not be read, the others are done: {listed}")
-
-
-def _model_folder(model: str, profile: str | None, set_: list[str] | None) -> Path:
-    if not model.startswith("models:/"):
-        return Path(model)
-    from pose.registry import Registry
-
-    return Registry(storage_folder(load_params(profile, set_))).bundle(model)
 
 
 def _targets(files: list[Path], out: Path) -> dict[Path, Path]:

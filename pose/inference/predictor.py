@@ -37,17 +37,7 @@ class Predictor:
         Raises ConfigError for a folder that is neither, or for a model that needs a box around each person;
         ExportError for a bundle that does not load.
         """
-        if (folder / "model.json").is_file():
-            predictor = _from_bundle(folder)
-        elif (folder / "spec.json").is_file():
-            from pose.inference.checkpoint import from_training
-
-            predictor = from_training(folder)
-        else:
-            raise ConfigError(
-                f"{folder} holds no model: expected a bundle (with model.json and model.onnx) or a training folder "
-                "(with spec.json and model.safetensors). `pose registry list` names what models:/ can load."
-            )
+        predictor = _from_bundle(folder) if (folder / "model.json").is_file() else _from_training(folder)
         if predictor.crop.view != "image":
             raise ConfigError(
                 f"{predictor.name} was trained on the view {predictor.crop.view!r} and needs a box around each person, "
@@ -97,6 +87,14 @@ def _from_bundle(folder: Path) -> Predictor:
             f"{path} does not describe a model ({type(error).__name__}: {error}); export it again"
         ) from None
     return Predictor(f"{system} ({folder})", _onnx_network(folder / "model.onnx"), skeleton, crop, input_size)
+
+
+def _from_training(folder: Path) -> Predictor:
+    from pose.inference.weights import network_of, trained
+
+    model = trained(folder)
+    name, skeleton = f"{model.name} ({folder})", model.system.skeleton
+    return Predictor(name, network_of(model.system), skeleton, model.crop, model.system.params.input_size)
 
 
 def _onnx_network(path: Path) -> Network:

@@ -1,0 +1,76 @@
+"""A trained network as torch code, from a bundle or a training folder: for evaluation, export and further work."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pose.config import CropParams
+from pose.errors import ConfigError, TrainingError
+from pose.layers.normalise import Normalise
+from pose.skeleton import skeleton_named
+from pose.systems import SYSTEMS, create, restore
+from pose.systems.base import System
+
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A system in eval mode with its trained weights, and the view it was trained on."""
+
+    name: str
+    """Of the system, as params.yaml has it."""
+    system: System
+    crop: CropParams
+    weights: Path
+
+
+def trained(folder: Path) -> Trained:
+    """Reads a bundle (model.json) or a finished training folder (spec.json).
+
+    Raises ConfigError for a folder that is neither, TrainingError for one whose training has not finished.
+    """
+    if (folder / "model.json").is_file():
+        facts = json.loads((folder / "model.json").read_text())
+        params = SYSTEMS[facts["system"]].Params.model_validate(facts["params"])
+        system = create(facts["system"], params, skeleton_named(facts["skeleton"]))
+        crop = CropParams.model_validate(facts["crop"])
+        return Trained(facts["system"], restore(system, folder / WEIGHTS), crop, folder / WEIGHTS)
+    if (folder / "spec.json").is_file():
+        return _from_training(folder)
+    raise ConfigError(
+        f"{folder} holds no model: expected a bundle (with model.json) or a training folder (with spec.json). "
+        "`pose registry list` names what models:/ can load."
+    )
+
+
+def _from_training(folder: Path) -> Trained:
+    from pose.data.shards import describe
+    from pose.training.spec import TrainingSpec
+
+    if not (folder / WEIGHTS).is_file():
+        raise TrainingError(
+            f"the training in {folder} has not finished: there is no {WEIGHTS}. Run `pose train` again."
+        )
+    spec = TrainingSpec.load(folder / "spec.json")
+    info = describe(spec.data)
+    system = create(spec.system, spec.system_params, skeleton_named(info.skeleton))
+    return Trained(spec.system, restore(system, folder / WEIGHTS), info.crop, folder / WEIGHTS)
+
+
+def network_of(system: System) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The system as a function of uint8 pictures, with the interface of an exported graph (predictor.Network)."""
+    normalise = Normalise()
+
+    @torch.inference_mode()
+    def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        joints = system.joints(system.network(normalise(torch.from_numpy(images))))
+        return joints.keypoints.numpy(), joints.scores.numpy(), joints.presence.numpy()
+
+    return run

@@ -1,0 +1,216 @@
+"""The predictor's geometry against a graph whose answer is known, and its numbers against evaluation's."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image, ImageDraw, ImageFilter
+
+from pose.config import CropParams
+from pose.data import augment
+from pose.data.crops import crop_affine, extract
+from pose.data.shards import Row, Split, write_shards
+from pose.errors import ConfigError, ExportError, TrainingError
+from pose.evaluate import predict as evaluate_predict
+from pose.inference.predictor import Predictor
+from pose.inference.weights import network_of
+from pose.layers.normalise import Normalise
+from pose.skeleton import LSP14
+from pose.systems import SYSTEMS, create
+from pose.systems.base import System
+
+SIZE, INPUT = 96, 64
+CROP = CropParams(view="image", size=SIZE)
+
+
+def write_centroid_bundle(folder: Path, crop: CropParams = CROP, input_size: int = INPUT) -> Path:
+    """A bundle whose joint k is the centre of brightness of colour channel k mod 3; black channels score 0."""
+    centres = np.arange(input_size, dtype=np.float32) + 0.5
+    y, x = np.meshgrid(centres, centres, indexing="ij")
+    moments = np.stack([x.ravel(), y.ravel(), np.ones(input_size**2, np.float32)], axis=1)
+    constants = {
+        "flat": np.array([0, 3, -1], np.int64), "moments": moments.astype(np.float32), "tiny": np.float32([1e-6]),
+        "parts": np.array([2, 1], np.int64), "colours": np.arange(LSP14.size) % 3, "last": np.array([2], np.int64),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["float", "flat"], ["pixels"]),
+        helper.make_node("MatMul", ["pixels", "moments"], ["sums"]),
+        helper.make_node("Split", ["sums", "parts"], ["first", "mass"], axis=2),
+        helper.make_node("Add", ["mass", "tiny"], ["safe"]),
+        helper.make_node("Div", ["first", "safe"], ["centroids"]),
+        helper.make_node("Gather", ["centroids", "colours"], ["keypoints"], axis=1),
+        helper.make_node("Sign", ["mass"], ["sign"]),
+        helper.make_node("Squeeze", ["sign", "last"], ["seen"]),
+        helper.make_node("Gather", ["seen", "colours"], ["scores"], axis=1),
+        helper.make_node("Identity", ["scores"], ["presence"]),
+    ]
+    k = LSP14.size
+    graph = helper.make_graph(
+        nodes,
+        "centroids",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["B", 3, input_size, input_size])],
+        [
+            helper.make_tensor_value_info("keypoints", TensorProto.FLOAT, ["B", k, 2]),
+            helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["B", k]),
+            helper.make_tensor_value_info("presence", TensorProto.FLOAT, ["B", k]),
+        ],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, folder / "model.onnx")
+    facts = {
+        "system": "centroids", "params": {}, "skeleton": "lsp14", "joints": list(LSP14.joints),
+        "input_size": input_size, "crop": crop.model_dump(), "versions": {},
+    }  # fmt: skip
+    (folder / "model.json").write_text(json.dumps(facts))
+    return folder
+
+
+def blocks(size: tuple[int, int], centres: dict[int, tuple[float, float]], half: int = 12) -> Image.Image:
+    """A black picture with a bright square of each colour channel about its centre (whole pixels)."""
+    pixels = np.zeros((size[1], size[0], 3), np.uint8)
+    for channel, (x, y) in centres.items():
+        pixels[int(y) - half : int(y) + half, int(x) - half : int(x) + half, channel] = 255
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_centroid_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+def test_joints_land_where_the_light_is(bundle: Path) -> None:
+    sizes = [(640, 200), (97, 311), (64, 64), (1200, 900)]
+    truth = [{0: (w * 0.3 // 1, h * 0.4 // 1), 1: (w // 2, h // 2), 2: (w * 0.7 // 1, h * 0.7 // 1)} for w, h in sizes]
+    images = [blocks(size, centres) for size, centres in zip(sizes, truth, strict=True)]
+    people = Predictor.load(bundle).predict(images, first_id=5)
+    assert people.image_ids.tolist() == [5, 6, 7, 8]
+    assert people.image_sizes.tolist() == [list(size) for size in sizes]
+    assert np.array_equal(people.boxes[:, 2:], people.image_sizes)
+    for n, (size, centres) in enumerate(zip(sizes, truth, strict=True)):
+        for k in range(LSP14.size):
+            # An input pixel is size / INPUT original ones; the centre of brightness is good to a tenth of it.
+            tolerance = 0.1 * np.array(size) / INPUT
+            assert np.all(np.abs(people.keypoints[n, k] - centres[k % 3]) <= tolerance), (size, k)
+
+
+def test_black_channel_scores_nothing(bundle: Path) -> None:
+    people = Predictor.load(bundle).predict([blocks((200, 200), {0: (100, 100)})])
+    assert people.presence[0].tolist() == [float(k % 3 == 0) for k in range(LSP14.size)]
+
+
+def test_no_pictures_give_no_people(bundle: Path) -> None:
+    people = Predictor.load(bundle).predict([])
+    assert len(people) == 0
+    assert people.keypoints.shape == (0, LSP14.size, 2)
+
+
+def test_input_is_what_evaluation_feeds() -> None:
+    seen: list[np.ndarray] = []
+
+    def network(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        seen.append(images)
+        b = len(images)
+        return np.zeros((b, 14, 2)), np.zeros((b, 14)), np.zeros((b, 14))
+
+    picture = scene(3, (333, 241))
+    Predictor("probe", network, LSP14, CROP, INPUT).predict([picture])
+    stored = extract(picture, crop_affine(CROP, np.zeros(4), picture.size), SIZE)
+    expected = augment.resize(torch.from_numpy(np.asarray(stored).transpose(2, 0, 1).copy())[None], INPUT)
+    assert np.abs(seen[0].astype(int) - expected.numpy().astype(int)).max() == 0
+
+
+def scene(seed: int, size: tuple[int, int]) -> Image.Image:
+    """Random soft shapes."""
+    generator = np.random.default_rng(seed)
+    image = Image.new("RGB", size, tuple(generator.integers(0, 255, 3).tolist()))
+    draw = ImageDraw.Draw(image)
+    for _ in range(12):
+        x, y = generator.uniform(0, 1, 2) * size
+        r = generator.uniform(0.05, 0.3) * min(size)
+        draw.ellipse((x - r, y - r, x + r, y + r), fill=tuple(generator.integers(0, 255, 3).tolist()))
+    # As soft as a photograph; JPEG's losses at hard, saturated edges are another matter.
+    return image.filter(ImageFilter.GaussianBlur(min(size) / 40))
+
+
+def make_lively(system: System) -> None:
+    """A fresh coordinate head answers with the centre; afterwards joints move some pixels from picture to picture."""
+    system.network.eval()
+    head = system.network.coordinates[-1]
+    torch.nn.init.orthogonal_(head.weight)
+    probe = torch.stack([torch.from_numpy(np.array(scene(9 + n, (INPUT, INPUT)))) for n in range(8)])
+    with torch.inference_mode():
+        moved = system.network(Normalise()(probe.permute(0, 3, 1, 2)))["coordinates"].std(dim=0).mean()
+    with torch.no_grad():
+        head.weight *= 4 / INPUT / moved
+
+
+def test_agrees_with_evaluation_to_a_third_of_a_pixel(tmp_path: Path, loaded_params) -> None:
+    block = loaded_params.systems["baseline2"].model_copy(update={"input_size": INPUT, "hidden": [64, 32]})
+    torch.manual_seed(0)
+    system = create("baseline2", SYSTEMS["baseline2"].Params.model_validate(block.model_dump()), LSP14)
+    make_lively(system)
+    pictures = [scene(seed, size) for seed, size in enumerate([(320, 240), (200, 410), (128, 128), (511, 300)])]
+    rows = []
+    for n, picture in enumerate(pictures):
+        affine = crop_affine(CROP, np.zeros(4), picture.size)
+        encoded = io.BytesIO()
+        # Near lossless: what the stored JPEG costs is preparation's choice, agreement is about geometry.
+        extract(picture, affine, SIZE).save(encoded, "JPEG", quality=100, subsampling=0)
+        box = np.array([0, 0, *picture.size], np.float32)
+        zeros = np.zeros((LSP14.size, 2), np.float32)
+        rows.append(Row(encoded.getvalue(), f"{n}.png", n, n, picture.size, box, zeros, np.ones(LSP14.size), affine))
+    write_shards(rows, tmp_path, "test", 10, LSP14, SIZE)
+
+    evaluated = evaluate_predict(system, Split.open(tmp_path, "test"))
+    predicted = Predictor("x", network_of(system), LSP14, CROP, INPUT).predict(pictures)
+    scale = INPUT / evaluated.image_sizes[:, None]
+    apart = np.linalg.norm((evaluated.keypoints - predicted.keypoints) * scale, axis=2)
+    in_input = evaluated.keypoints * scale
+    assert in_input.std(axis=0).max() > 2.0, "the network does not react to its input, so agreement proves nothing"
+    # In px of the network's input. Random weights magnify the rounding of JPEG's colours; trained ones do not.
+    assert apart.max() <= 0.35, apart.max(axis=1)
+    assert np.abs(evaluated.presence - predicted.presence).max() < 0.02
+
+
+def test_person_view_is_refused(tmp_path: Path) -> None:
+    folder = write_centroid_bundle(tmp_path, CropParams(view="person", size=SIZE))
+    with pytest.raises(ConfigError, match="needs a box around each person"):
+        Predictor.load(folder)
+
+
+def test_folder_without_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"holds no model: expected a bundle"):
+        Predictor.load(tmp_path)
+
+
+def test_broken_bundle_is_named(tmp_path: Path) -> None:
+    folder = write_centroid_bundle(tmp_path)
+    (folder / "model.onnx").write_bytes(b"not a graph")
+    with pytest.raises(ExportError, match=r"model\.onnx does not load in ONNX Runtime"):
+        Predictor.load(folder)
+    (folder / "model.json").write_text('{"system": "x"}')
+    with pytest.raises(ExportError, match=r"model\.json does not describe a model \(KeyError: 'skeleton'\)"):
+        Predictor.load(folder)
+
+
+def test_unfinished_training_is_named(tmp_path: Path) -> None:
+    (tmp_path / "spec.json").write_text("{}")
+    with pytest.raises(TrainingError, match="has not finished"):
+        Predictor.load(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def loaded_params():
+    from pose.config_loading import load
+
+    return load("demo")
