@@ -90,8 +90,8 @@ def finish(batch: Batch, input_size: int, skeleton: Skeleton) -> Batch:
     if batch.augment is not None:
         change = {name: batch.augment[:, i] for i, name in enumerate(COLUMNS)}
         move = _movement(change, input_size)
-        pixels = _sample(pixels, _inverse(move))
         pixels = _colour(pixels, change, normalise)
+        pixels = _sample(pixels, _inverse(move))
         pixels = _erase(pixels, change)
         warp = _compose(move, warp)
         mirror = torch.from_numpy(skeleton.mirror).to(images.device)

@@ -249,6 +249,13 @@ class TestColourAndErase:
         assert (seen <= Normalise().white).all()
         assert (seen == Normalise().white).any()
 
+    def test_new_ground_keeps_the_mean_colour(self):
+        columns = {"right": 0.1, "contrast": 1.3, "red": 1.2}
+        batch = make_batch(np.full((1, 40, 40, 3), 30, np.uint8), np.full((1, 14, 2), 8.0), change(1, **columns))
+        seen = finish(batch, 40, LSP14).images[0]
+        assert torch.equal(seen[:, :, :4], torch.zeros(3, 40, 4))
+        assert (seen[:, :, 5:] != 0).all()
+
     def test_erases_one_rectangle_and_no_label(self):
         columns = {"erase_x": 0.5, "erase_y": 0.25, "erase_width": 0.25, "erase_height": 0.5}
         batch = make_batch(np.zeros((1, 32, 32, 3), np.uint8), np.full((1, 14, 2), 16.0), change(1, **columns))
