@@ -11,9 +11,9 @@ from pose.data.batch import Batch
 from pose.progress import track
 from pose.training import guard, settings
 from pose.training.distributed import World
-from pose.training.run import Run
 from pose.training.spec import TrainingSpec
 from pose.training.stage import NonFiniteError, Stage
+from pose.training.state import Run
 from pose.training.validation import validate
 
 Report = Callable[[dict[str, Any], Path | None], None]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pose.training
-from pose.digests import file_sha256
 
 
 def test_it_learns_and_leaves_everything(spec):
