@@ -12,8 +12,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from pose.commands import config, data, systems
+from pose.commands import config, data, registry, systems
+from pose.commands.models import evaluate
 from pose.commands.predict import predict
+from pose.commands.training import train
 from pose.errors import PoseError
 
 
@@ -66,7 +68,10 @@ def pose(
 app.add_typer(data.app, name="data")
 app.add_typer(systems.app, name="systems")
 app.add_typer(config.app, name="config")
+app.command()(train)
+app.command()(evaluate)
 app.command()(predict)
+app.add_typer(registry.app, name="registry")
 
 
 def main() -> None:

@@ -1,0 +1,87 @@
+"""`pose evaluate` and `pose export`: figures and files of one trained model."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pose.commands.options import Json, Profile, Set, dataset_params, load_params, model_folder, prepared_folder
+from pose.commands.output import print_json, print_table
+
+if TYPE_CHECKING:
+    from pose.config import Params
+    from pose.evaluation import Evaluation
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="models:/NAME@ALIAS, models:/NAME/VERSION, a bundle or training folder.")
+]
+OnDataset = Annotated[
+    str | None, typer.Option("--dataset", "-d", help="Prepared dataset; default the one in params.yaml.")
+]
+
+
+def evaluate(
+    model: Model,
+    dataset: OnDataset = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also save the evaluation in this folder.")] = None,
+    profile: Profile = None,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Measure a model on the evaluation split: every metric with its interval and what the baselines reach.
+
+    `--set evaluation.split=val` takes the validation split. Example: `pose evaluate models:/pose-lspet@champion`
+    """
+    params = load_params(profile, set_)
+    evaluation = evaluate_folder(model_folder(model, profile, set_), dataset or params.dataset, params)
+    if out is not None:
+        evaluation.save(out)
+    if json:
+        intervals = evaluation.intervals
+        print_json({name: _with_interval(value, *intervals[name]) for name, value in evaluation.metrics.items()})
+    else:
+        _print(evaluation)
+
+
+def evaluate_folder(folder: Path, dataset: str, params: Params) -> Evaluation:
+    """The figures of a bundle or training folder on a prepared dataset. Raises ConfigError for other joints."""
+    from pose.data.shards import Split, describe
+    from pose.errors import ConfigError
+    from pose.evaluate import evaluate_system
+    from pose.inference.weights import trained
+
+    dataset_params(dataset)
+    model = trained(folder)
+    prepared = prepared_folder(dataset)
+    split = Split.open(prepared, params.evaluation.split)
+    if split.skeleton != model.system.skeleton:
+        raise ConfigError(
+            f"{folder} predicts {model.system.skeleton.name} joints, {dataset} is labelled with {split.skeleton.name}; "
+            "choose a dataset with the same joints"
+        )
+    evaluation, _ = evaluate_system(model.system, split, params.evaluation, describe(prepared))
+    return evaluation
+
+
+def _with_interval(value: float, low: float, high: float) -> dict[str, float | None]:
+    numbers = {"value": value, "low": low, "high": high}
+    return {name: None if math.isnan(number) else number for name, number in numbers.items()}
+
+
+def _print(evaluation: Evaluation) -> None:
+    from pose.evaluation import DEFINITIONS
+
+    rows = []
+    for name, definition in DEFINITIONS.items():
+        if name not in evaluation.metrics:
+            continue
+        low, high = evaluation.intervals[name]
+        floors = {who: figures[name] for who, figures in evaluation.baselines.items() if name in figures}
+        floor = ", ".join(f"{who.replace('_', ' ')} {value:.4f}" for who, value in floors.items())
+        rows.append((name, f"{evaluation.metrics[name]:.4f}", f"{low:.4f} to {high:.4f}", floor, definition))
+    title = f"{evaluation.people} people, {evaluation.dataset} {evaluation.split}"
+    interval = f"{evaluation.confidence:.0%} interval"
+    print_table(title, ("metric", "value", interval, "baseline", "what it counts"), rows, right=("value",))

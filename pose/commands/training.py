@@ -1,0 +1,44 @@
+"""`pose train` and `pose train-all`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from pose.commands.options import Json, Profile, Set, load_params, storage_folder
+from pose.commands.output import print_json
+from pose.commands.systems import known_system
+
+
+def train(
+    system: Annotated[str, typer.Argument(metavar="SYSTEM", help="A name under `systems` in params.yaml.")],
+    profile: Profile = None,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Train one architecture on the configured dataset, and say where its weights are.
+
+    Data that is missing or outdated is prepared first. A finished training with the same fingerprint is reused, an
+    interrupted one goes on from its last checkpoint. Example:
+    `pose train vgg19 --profile demo --set training.ray.workers=2`
+    """
+    from flows.data import bring_up_to_date
+    from pose import training
+    from pose.progress import say
+
+    params = load_params(profile, set_)
+    known_system(params, system)
+    data = bring_up_to_date(params.dataset)
+    spec = training.TrainingSpec(system, params, data.directory, data.data_hash, storage_folder(params))
+    say(f"{spec.name} in {spec.run_dir}")
+    outcome = training.run(spec)
+    if json:
+        print_json({key: value for key, value in asdict(outcome).items() if key != "history"})
+        return
+    typer.echo(
+        f"{system}: {outcome.metric} {outcome.best_metric:.4f} in epoch {outcome.best_epoch} of {outcome.epochs}, "
+        f"{outcome.seconds:.0f} s, {outcome.images_per_second:.0f} images/s\nweights: {outcome.weights}\n"
+        f"next: pose evaluate {outcome.run_dir}"
+    )
