@@ -1,0 +1,232 @@
+"""The page: figures, diagrams and pictures of a run in one file that needs nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pose.data.shards import DatasetInfo
+from pose.evaluation import DEFINITIONS, LOWER_IS_BETTER, Evaluation
+from pose.metrics import bootstrap
+from pose.progress import track
+from pose.report import pictures, plots, tables
+from pose.report.entry import Entry, ranked
+from pose.skeleton import Skeleton, skeleton_named
+
+HEADLINE = "pck_image_12"
+DIAGRAMS = (plots.standing, plots.training_curves, plots.speed_against_accuracy, plots.pck_curves)
+LABELS = {
+    "pck_image_12": "PCK@1/12",
+    "pck_torso_02": "PCK torso@0.2",
+    "pck_torso_auc": "torso AUC",
+    "pcp_strict": "PCP strict",
+    "pcp_loose": "PCP loose",
+    "pckh_05": "PCKh@0.5",
+    "mse_unit": "MSE",
+    "presence_accuracy": "presence accuracy",
+    "presence_balanced_accuracy": "balanced accuracy",
+    "presence_absent_ap": "absent AP",
+    "always_visible_accuracy": "always visible",
+}
+PRESENCE_EXAMPLES = 4
+
+
+def build(
+    entries: Sequence[Entry], out: Path, *, title: str, info: DatasetInfo, gallery: int, command: str = ""
+) -> Path:
+    """Writes the page to `out` and returns it.
+
+    entries: all architectures of the run, failed ones too; gallery: pictures in each gallery; command: repeats the
+    whole run.
+    """
+    skeleton = skeleton_named(info.skeleton)
+    order = ranked(entries, HEADLINE)
+    known = [entry.name for entry in order]
+    page = (
+        _environment()
+        .get_template("page.html")
+        .render(
+            title=title,
+            info=info,
+            command=command,
+            verdict=verdict(entries),
+            entries=entries,
+            ranked=order,
+            failed=[entry for entry in entries if entry.evaluation is None],
+            colour=plots.colours(entries),
+            diagrams={draw.__name__: plots.render(draw, entries) for draw in DIAGRAMS} if order else {},
+            accuracy=_accuracy_rows(order),
+            labels=LABELS,
+            definitions=DEFINITIONS,
+            evaluation=order[0].evaluation if order else None,
+            baselines=order[0].evaluation.baselines if order and order[0].evaluation else {},
+            lower_is_better=LOWER_IS_BETTER,
+            joints=_joint_rows(order, HEADLINE, "mean_pose_pck_image_12"),
+            presence_joints=_joint_rows(_with_presence(order), "presence_accuracy", "visible_share"),
+            presence_names=[entry.name for entry in _with_presence(order)],
+            limbs=_limb_rows(order),
+            known=known,
+            presence={entry.name: pictures.presence_pictures(entry, skeleton, PRESENCE_EXAMPLES) for entry in order},
+            galleries=_galleries(order, skeleton, gallery),
+            lineage_keys=sorted({key for entry in entries for key in entry.lineage}),
+            percent=tables.percent,
+            number=tables.number,
+            outcome=tables.outcome,
+            duration=duration,
+        )
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page, encoding="utf-8")
+    return out
+
+
+def verdict(entries: Sequence[Entry]) -> list[str]:
+    """What the run came to, in a few sentences for someone who reads no further."""
+    order = ranked(entries, HEADLINE)
+    failed = [entry for entry in entries if entry.evaluation is None]
+    if not order:
+        return [f"No architecture finished: {', '.join(entry.name for entry in failed) or 'none was asked for'}."]
+    best = order[0]
+    evaluation = best.evaluation
+    assert evaluation is not None
+    low, high = evaluation.intervals[HEADLINE]
+    text = [
+        f"{best.name} finds {tables.percent(evaluation.metrics[HEADLINE])} % of the labelled joints within 1/12 of "
+        f"the squashed image's side ({100 * evaluation.confidence:g} % interval {tables.percent(low)} to "
+        f"{tables.percent(high)}); a mean pose that looks at nothing finds "
+        f"{tables.percent(evaluation.baselines['mean_pose'][HEADLINE])} %."
+    ]
+    if len(order) > 1 and order[1].evaluation is not None:
+        text.append(_lead(best, order[1]))
+    below = [entry.name for entry in order if not _beats_mean_pose(entry)]
+    if below:
+        text.append(f"Not clearly above the mean pose: {', '.join(below)}.")
+    promoted = [entry.name for entry in entries if entry.promoted]
+    text.append(f"Promoted: {', '.join(promoted)}." if promoted else "Nothing was promoted in this run.")
+    if failed:
+        text.append(f"Failed: {', '.join(entry.name for entry in failed)}.")
+    return text
+
+
+def duration(seconds: float | None) -> str:
+    """ "41 s", "12 min", "3.4 h"; a dash for nothing."""
+    if seconds is None or math.isnan(seconds):
+        return "–"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _environment() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+
+
+def _lead(best: Entry, second: Entry) -> str:
+    """By how much the first leads the second, from the paired bootstrap over the same images."""
+    first, other = best.evaluation, second.evaluation
+    assert first is not None
+    assert other is not None
+    difference, low, high = bootstrap.paired(
+        *first.per_image[HEADLINE], *other.per_image[HEADLINE], first.resamples, first.confidence
+    )
+    sure = "a lead beyond chance" if low > 0 else "which may be chance"
+    return (
+        f"It leads {second.name} by {100 * difference:.1f} points (paired interval {100 * low:+.1f} to "
+        f"{100 * high:+.1f}), {sure}."
+    )
+
+
+def _beats_mean_pose(entry: Entry) -> bool:
+    assert entry.evaluation is not None
+    sums = entry.evaluation.per_image
+    _, low, _ = bootstrap.paired(
+        *sums[HEADLINE], *sums[f"mean_pose_{HEADLINE}"], entry.evaluation.resamples, entry.evaluation.confidence
+    )
+    return low > 0
+
+
+def _with_presence(entries: Sequence[Entry]) -> list[Entry]:
+    return [entry for entry in entries if entry.evaluation and "presence_accuracy" in entry.evaluation.metrics]
+
+
+def _accuracy_rows(order: Sequence[Entry]) -> list[dict[str, Any]]:
+    """One row per metric: label and one cell per architecture; the best value of a row is marked."""
+    metrics = [name for name in LABELS if any(name in _of(entry).metrics for entry in order)]
+    rows = []
+    for name in metrics:
+        values = [_of(entry).metrics.get(name, math.nan) for entry in order]
+        known = [value for value in values if not math.isnan(value)]
+        best = (min if name in LOWER_IS_BETTER else max)(known, default=math.nan)
+        cells = [
+            {"text": _cell(_of(entry), name), "interval": _interval(_of(entry), name), "best": value == best}
+            for entry, value in zip(order, values, strict=True)
+        ]
+        floor = {who: row[name] for who, row in _of(order[0]).baselines.items() if name in row}
+        rows.append({"name": name, "cells": cells, "floor": {who: _figure(v, name) for who, v in floor.items()}})
+    return [row for row in rows if row["name"] != "always_visible_accuracy"]
+
+
+def _cell(evaluation: Evaluation, name: str) -> str:
+    return _figure(evaluation.metrics[name], name) if name in evaluation.metrics else "n/a"
+
+
+def _interval(evaluation: Evaluation, name: str) -> str:
+    if name not in evaluation.metrics:
+        return "no such output"
+    low, high = evaluation.intervals[name]
+    return f"{_figure(low, name)} – {_figure(high, name)}"
+
+
+def _figure(value: float, name: str) -> str:
+    return f"{value:.4f}" if name in LOWER_IS_BETTER else tables.percent(value)
+
+
+def _joint_rows(order: Sequence[Entry], metric: str, floor: str) -> list[dict[str, Any]]:
+    """One row per joint: counts, the baseline in percent, and a cell per architecture with its interval."""
+    if not order:
+        return []
+    first = _of(order[0])
+    return [
+        {
+            "name": joint.replace("_", " "),
+            "labelled": int(first.per_joint["labelled"][k]),
+            "floor": 100 * first.per_joint[floor][k],
+            "cells": [
+                (100 * _of(entry).per_joint[metric][k], 100 * _of(entry).per_joint_intervals[metric][k])
+                for entry in order
+            ],
+        }
+        for k, joint in enumerate(first.joints)
+    ]
+
+
+def _limb_rows(order: Sequence[Entry]) -> list[dict[str, Any]]:
+    """One row per limb: strict and loose PCP of every architecture in percent."""
+    if not order:
+        return []
+    return [
+        {
+            "name": limb.replace("_", " "),
+            "cells": [
+                (100 * _of(entry).per_limb["pcp_strict"][k], 100 * _of(entry).per_limb["pcp_loose"][k])
+                for entry in order
+            ],
+        }
+        for k, limb in enumerate(_of(order[0]).limbs)
+    ]
+
+
+def _galleries(order: Sequence[Entry], skeleton: Skeleton, size: int) -> dict[str, dict[str, list[pictures.Pair]]]:
+    return {entry.name: pictures.galleries(entry, skeleton, size) for entry in track(order, "drawing the galleries")}
+
+
+def _of(entry: Entry) -> Evaluation:
+    assert entry.evaluation is not None
+    return entry.evaluation

@@ -1,0 +1,108 @@
+"""The results as a table for the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from pose.evaluation import Evaluation
+from pose.report.entry import Entry, ranked
+
+COLUMNS = (
+    ("pck_image_12", "PCK@1/12"),
+    ("pck_torso_02", "PCK torso"),
+    ("presence_accuracy", "presence"),
+    ("presence_balanced_accuracy", "balanced"),
+)
+FEWEST_CHARACTERS = 8
+"""Width of a figure's column at least, so that an interval stays on one line."""
+
+
+def results_table(entries: Sequence[Entry]) -> Table:
+    """Every architecture with its figures, intervals and fate, best first; then the baselines.
+
+    Fits a terminal of 100 characters; reasons stand below the rows.
+    """
+    title, caption = Text(_title(entries)), Text(_caption(entries))
+    table = Table(
+        title=title, title_justify="left", caption=caption, caption_justify="left", box=SIMPLE_HEAD, pad_edge=False
+    )
+    table.add_column("architecture", no_wrap=True)
+    for _, label in COLUMNS:
+        table.add_column(label, justify="right", min_width=FEWEST_CHARACTERS, no_wrap=True)
+    table.add_column("ms", justify="right", no_wrap=True)
+    table.add_column("version", justify="right", no_wrap=True)
+    table.add_column("outcome", no_wrap=True)
+    order = ranked(entries, "pck_image_12")
+    for entry in order:
+        figures = [interval_text(entry.evaluation, metric) for metric, _ in COLUMNS]
+        style = "bold green" if entry.promoted else None
+        table.add_row(
+            entry.name, *figures, number(entry.latency_ms), entry.version or "–", short_outcome(entry), style=style
+        )
+    for entry in entries:
+        if entry.evaluation is None:
+            table.add_row(entry.name, *["–"] * (len(COLUMNS) + 2), "failed", style="red")
+    if order and order[0].evaluation is not None:
+        for name, row in order[0].evaluation.baselines.items():
+            figures = [percent(row.get(metric)) for metric, _ in COLUMNS]
+            table.add_row(name.replace("_", " "), *figures, "", "", "baseline", style="dim")
+    return table
+
+
+def interval_text(evaluation: Evaluation | None, metric: str) -> str:
+    """ "61.3 [59.8, 62.9]" in percent; n/a where the system makes no such statement."""
+    if evaluation is None or metric not in evaluation.metrics:
+        return "n/a"
+    low, high = evaluation.intervals[metric]
+    return f"{percent(evaluation.metrics[metric])}\n{percent(low)}–{percent(high)}"
+
+
+def percent(value: float | None) -> str:
+    """One decimal, without the sign; a dash for nothing."""
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}"
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, with thousands set apart; a dash for nothing."""
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def outcome(entry: Entry) -> str:
+    """Promoted or not, and why."""
+    verdict = short_outcome(entry)
+    return f"{verdict}: {entry.reason}" if entry.reason else verdict
+
+
+def short_outcome(entry: Entry) -> str:
+    """Failed, promoted, not promoted, or not compared."""
+    if entry.evaluation is None:
+        return "failed"
+    return {None: "not compared", True: "promoted", False: "not promoted"}[entry.promoted]
+
+
+def _title(entries: Sequence[Entry]) -> str:
+    order = ranked(entries, "pck_image_12")
+    if not order or order[0].evaluation is None:
+        return "no architecture was evaluated"
+    evaluation = order[0].evaluation
+    return f"{evaluation.dataset}, {evaluation.split} split, {evaluation.people} people: percent, best first"
+
+
+def _caption(entries: Sequence[Entry]) -> str:
+    lines = [f"{entry.name} {outcome(entry)}" for entry in entries if entry.reason and entry.evaluation is not None]
+    lines += [f"{entry.name} failed: {entry.failure}" for entry in entries if entry.evaluation is None]
+    evaluations = [entry.evaluation for entry in entries if entry.evaluation is not None]
+    if evaluations:
+        lines.append(
+            f"Below each figure its {100 * evaluations[0].confidence:g} % bootstrap interval over images. PCK@1/12: "
+            "joints within 1/12 of the side, image squashed to a square; PCK torso: within 0.2 of the torso; "
+            "balanced: balanced accuracy of presence; ms: latency of one image."
+        )
+    return "\n".join(lines)
