@@ -122,5 +122,6 @@ def _side_colour(a: str, b: str) -> tuple[int, int, int]:
 def _caption(tile: Image.Image, finding: Finding, total: int) -> None:
     draw, font = ImageDraw.Draw(tile), ImageFont.load_default(11)
     draw.text((4, 2), f"{finding.kind} (of {total})", SEVERITY_COLOUR[KINDS[finding.kind].severity], font)
-    draw.text((4, 15), finding.file, TEXT, font)
+    files = [Path(file).name for file in (finding.file, finding.other_file) if file]
+    draw.text((4, 15), " and ".join(files), TEXT, font)
     draw.text((4, 28), finding.message[:41], TEXT, font)
