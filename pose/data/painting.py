@@ -5,6 +5,7 @@ Everything is a signed distance to a shape, so that edges are smooth without dra
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,23 +47,24 @@ class Canvas:
     def __init__(self, background: np.ndarray, light: np.ndarray, grain: np.ndarray) -> None:
         """light: [3] towards the lamp (x right, y down, z away); grain: [H, W] noise of about unit variance."""
         self.image = background
-        self.owner = np.zeros(background.shape[1:], np.int16)
+        self.owner: np.ndarray = np.zeros(background.shape[1:], np.int16)
         self.light = light.astype(np.float32)
         self.grain = grain
 
     def window(self, a: np.ndarray, b: np.ndarray, reach: float) -> Window | None:
         """Pixels within `reach` of the segment a-b and its axes; None where it is outside the image."""
         height, width = self.owner.shape
-        x0, x1 = max(int(min(a[0], b[0]) - reach), 0), min(int(max(a[0], b[0]) + reach) + 1, width)
-        y0, y1 = max(int(min(a[1], b[1]) - reach), 0), min(int(max(a[1], b[1]) + reach) + 1, height)
+        (ax, ay), (bx, by) = a.tolist(), b.tolist()
+        x0, x1 = max(int(min(ax, bx) - reach), 0), min(int(max(ax, bx) + reach) + 1, width)
+        y0, y1 = max(int(min(ay, by) - reach), 0), min(int(max(ay, by) + reach) + 1, height)
         if x0 >= x1 or y0 >= y1:
             return None
-        length = max(float(np.hypot(b[0] - a[0], b[1] - a[1])), 1e-3)
-        ux, uy = (b[0] - a[0]) / length, (b[1] - a[1]) / length
-        x = np.arange(x0, x1, dtype=np.float32) + np.float32(0.5 - a[0])
-        y = np.arange(y0, y1, dtype=np.float32)[:, None] + np.float32(0.5 - a[1])
-        along = x * np.float32(ux) + y * np.float32(uy)
-        across = y * np.float32(ux) - x * np.float32(uy)
+        length = max(math.hypot(bx - ax, by - ay), 1e-3)
+        ux, uy = (bx - ax) / length, (by - ay) / length
+        x = np.arange(x0, x1, dtype=np.float32) + (0.5 - ax)
+        y = np.arange(y0, y1, dtype=np.float32)[:, None] + (0.5 - ay)
+        along = x * ux + y * uy
+        across = y * ux - x * uy
         return Window(slice(y0, y1), slice(x0, x1), along, across)
 
     def slab(
@@ -85,13 +87,13 @@ class Canvas:
         window = self.window(a, b, reach)
         if window is None:
             return
-        length = max(float(np.hypot(*(b - a))), 1e-3)
-        share = np.clip(window.along / length, 0, 1)
+        length = max(math.dist(a, b), 1e-3)
+        share = _clipped(window.along / length)
         half = widths[0] + (widths[1] - widths[0]) * share
         side = np.maximum(np.abs(window.across) - half * (1 - corner), 0)
         end = window.along - share * length
         distance = np.sqrt(side * side + end * end) - half * corner
-        normal = np.clip(window.across / half, -1, 1)
+        normal = np.minimum(np.maximum(window.across / half, -1), 1)
         colour = _patterned(cloth, window.along / unit, normal, sum(widths) / 2 / unit)
         perpendicular = np.array([a[1] - b[1], b[0] - a[0]]) / length
         if front is not None:
@@ -116,7 +118,7 @@ class Canvas:
         normal = _ellipsoid(window, direction, radii[0], tall)
         left, above, ahead = np.tensordot(frame.astype(np.float32), normal, axes=1)
         distance = (np.hypot(window.along / tall, window.across / radii[0]) - 1) * radii[0]
-        hairy = np.clip(4 * np.maximum(above - 0.45, -0.1 - ahead + 0.3 * above) + 0.5, 0, 1)
+        hairy = _clipped(4 * np.maximum(above - 0.45, -0.1 - ahead + 0.3 * above) + 0.5)
         colour = skin.colour + (hair.colour - skin.colour) * hairy
         eyes = np.exp(-(((np.abs(left) - 0.38) ** 2) + (above - 0.12) ** 2) / 0.02) * (ahead > 0)
         mouth = np.exp(-(left**2 / 0.08 + (above + 0.5) ** 2 / 0.012)) * (ahead > 0)
@@ -132,11 +134,18 @@ class Canvas:
         """Lays colour [3, h, w] where distance [h, w] px is negative: a smooth edge, a shadow on parts behind it."""
         under = self.image[:, window.rows, window.columns]
         owners = self.owner[window.rows, window.columns]
-        cover = np.clip(0.5 - distance, 0, 1)
-        dark = SHADOW * np.exp(np.maximum(distance, 0) / -max(shadow, 0.5)) * (owners > 0)
-        under *= (1 - dark) * (1 - cover)
+        cover = _clipped(0.5 - distance)
+        keep = 1 - cover
+        if owners.any():
+            keep *= 1 - SHADOW * _clipped(1 - distance / (2 * shadow + 1)) * (owners > 0)
+        under *= keep
         under += colour * (cover * (1 + rough * self.grain[window.rows, window.columns]))
         owners[distance < 0] = owner
+
+
+def _clipped(values: np.ndarray) -> np.ndarray:
+    """Values held to 0..1. On arrays this small np.clip's own overhead would be half of the drawing."""
+    return np.minimum(np.maximum(values, 0), 1)
 
 
 def _ellipsoid(window: Window, direction: np.ndarray, wide: float, tall: float) -> np.ndarray:
@@ -163,7 +172,7 @@ def _patterned(cloth: Cloth, along: np.ndarray, normal: np.ndarray, half: float)
             wave = hoops * stripes
         else:
             wave = hoops * np.cos(np.arcsin(normal) * half * turns) - 0.3
-    mix = np.clip(2.5 * wave + 0.5, 0, 1)
+    mix = _clipped(2.5 * wave + 0.5)
     return cloth.colour + (cloth.second - cloth.colour) * mix
 
 

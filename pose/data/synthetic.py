@@ -258,8 +258,9 @@ def _visibility(owner: np.ndarray, person: _Person, first_owner: int, joint: str
     if not (0 <= x < width and 0 <= y < height):
         return 0
     seen = int(owner[int(y), int(x)]) - first_owner
-    side, _, kind = joint.rpartition("_") if joint.startswith(("left_", "right_")) else ("", "", joint)
-    own = [PARTS.index(part if part in PARTS else f"{side}_{part}") for part in MEETING[kind]]
+    kind = joint.removeprefix("left_").removeprefix("right_")
+    side = joint.removesuffix(kind)
+    own = [PARTS.index(part if part in PARTS else side + part) for part in MEETING[kind]]
     if seen not in own:
         return 1
     depth = person.figure.points[joint][2]
