@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from pose.commands import config, data, registry, systems
-from pose.commands.models import evaluate
+from pose.commands.models import evaluate, export
 from pose.commands.predict import predict
 from pose.commands.training import train
 from pose.errors import PoseError
@@ -70,6 +70,7 @@ app.add_typer(systems.app, name="systems")
 app.add_typer(config.app, name="config")
 app.command()(train)
 app.command()(evaluate)
+app.command()(export)
 app.command()(predict)
 app.add_typer(registry.app, name="registry")
 

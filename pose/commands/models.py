@@ -46,6 +46,54 @@ def evaluate(
         _print(evaluation)
 
 
+def export(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the bundle.")],
+    dataset: OnDataset = None,
+    profile: Profile = None,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Write a model as ONNX and torch.export, decoding included, and hold both against the network.
+
+    Parity is measured on real evaluation pictures; a file that fails it is not kept (exit code 5).
+    Example: `pose export runs/training/vgg19-0a1b2c3d4e5f --out vgg19-bundle`
+    """
+    from dataclasses import asdict
+
+    from pose.data.shards import Split
+    from pose.export import export as export_model
+    from pose.inference.weights import trained
+
+    params = load_params(profile, set_)
+    name = dataset or params.dataset
+    dataset_params(name)
+    folder = model_folder(model, profile, set_)
+    _require_replaceable(out, folder)
+    source = trained(folder)
+    split = Split.open(prepared_folder(name), params.evaluation.split)
+    report = export_model(source.name, source.system, source.weights, split, source.crop, out, params.export)
+    if json:
+        print_json(asdict(report))
+        return
+    parity = ", ".join(f"{kind} {distance:.2g} px" for kind, distance in report.parity_px.items())
+    typer.echo(
+        f"{out}: apart from the network by {parity} at most on {report.parity_images} pictures\n"
+        f"{report.latency_ms:.2f} ms for one picture, {report.throughput:.0f} pictures/s in batches of 16\n"
+        f"next: pose predict --model {out} PICTURES"
+    )
+
+
+def _require_replaceable(out: Path, model: Path) -> None:
+    """An export replaces the folder it writes: only an earlier export, other than the model itself, may be lost."""
+    from pose.errors import ConfigError
+
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if out.resolve() == model.resolve() or not (out / "export.json").is_file() or (out / "manifest.json").exists():
+        raise ConfigError(f"{out} exists and is no plain earlier export, which --out may replace; choose a new folder")
+
+
 def evaluate_folder(folder: Path, dataset: str, params: Params) -> Evaluation:
     """The figures of a bundle or training folder on a prepared dataset. Raises ConfigError for other joints."""
     from pose.data.shards import Split, describe

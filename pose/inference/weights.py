@@ -12,7 +12,7 @@ import torch
 
 from pose.config import CropParams
 from pose.errors import ConfigError, TrainingError
-from pose.layers.normalise import Normalise
+from pose.export import Deployed
 from pose.skeleton import skeleton_named
 from pose.systems import SYSTEMS, create, restore
 from pose.systems.base import System
@@ -66,11 +66,11 @@ def _from_training(folder: Path) -> Trained:
 
 def network_of(system: System) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """The system as a function of uint8 pictures, with the interface of an exported graph (predictor.Network)."""
-    normalise = Normalise()
+    deployed = Deployed(system).eval()
 
     @torch.inference_mode()
     def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        joints = system.joints(system.network(normalise(torch.from_numpy(images))))
-        return joints.keypoints.numpy(), joints.scores.numpy(), joints.presence.numpy()
+        keypoints, scores, presence = deployed(torch.from_numpy(images))
+        return keypoints.numpy(), scores.numpy(), presence.numpy()
 
     return run
