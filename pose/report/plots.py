@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -20,7 +20,7 @@ INK = "#010203"
 COLOURS = ("#2f7ed8", "#e07b1a", "#1f9e77", "#c2478f", "#8a63d2", "#b59a0c", "#d1495b", "#4aa3b5")
 """Legible on white and on near-black; neighbours differ for the colour-blind too."""
 BASELINE = "#8b8f98"
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,
