@@ -82,7 +82,7 @@ def serve(monkeypatch):
         host = Host(**behaviour)
 
         class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):  # noqa: N802
+            def do_GET(self):
                 host.answer(self)
 
             def log_message(self, *_):
