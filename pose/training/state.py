@@ -22,6 +22,7 @@ from pose.progress import say
 from pose.systems import create
 from pose.training import checkpoints, distributed, settings
 from pose.training.distributed import World
+from pose.training.follow import headline
 from pose.training.sampling import rank_order, steps_per_epoch
 from pose.training.spec import Outcome, TrainingSpec
 from pose.training.stage import Stage
@@ -146,11 +147,7 @@ class Run:
             "seconds": p.epoch_seconds + seconds,
         }
         if self.world.main:
-            numbers = " · ".join(f"{name} {value:.4g}" for name, value in validated.items())
-            say(
-                f"{self.headline}: train loss {trained['loss']:.4g} · val {numbers} · "
-                f"{record['images_per_second']:.0f} img/s · {record['seconds']:.1f} s"
-            )
+            say(headline(self.spec.system, record))
         return record
 
     def close_epoch(self, record: dict[str, Any], stage: Stage) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from pose.config_loading import load
 from pose.data.shards import Row, write_shards
 from pose.skeleton import LSP14
 from pose.training.spec import TrainingSpec
+
+sys.path.insert(0, str(Path(__file__).parent))  # train_rank, which child processes import by its name
 
 SIZE = 32
 

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import multiprocessing
 import uuid
-from pathlib import Path
 
 import pytest
+import train_rank
 
 import pose.training
 from pose.training import stage
 from pose.training.spec import Outcome, TrainingSpec
 
-PROGRAM = Path(__file__).parent / "train_rank.py"
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["train_rank"])  # torch is imported once for all of them
 
 
 def train_in_ranks(spec: TrainingSpec, size: int, *kill: int) -> list[int]:
     """Exit codes of the ranks."""
-    path = spec.save()
-    rendezvous = spec.storage / f"rendezvous-{uuid.uuid4().hex}"
+    path, rendezvous = spec.save(), spec.storage / f"rendezvous-{uuid.uuid4().hex}"
     ranks = [
-        subprocess.Popen(
-            [sys.executable, str(PROGRAM), str(path), str(rank), str(size), str(rendezvous), *map(str, kill)],
-            stderr=subprocess.DEVNULL,
-        )
+        PROCESSES.Process(target=train_rank.start, args=(str(path), rank, size, str(rendezvous), *kill))
         for rank in range(size)
     ]
-    return [rank.wait(timeout=120) for rank in ranks]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(timeout=120)
+    return [process.exitcode for process in ranks]
 
 
 def timeless(outcome: Outcome) -> list[dict]:

@@ -1,6 +1,6 @@
-"""One rank of a training as a program, for tests that kill it: SPEC RANK SIZE RENDEZVOUS [KILL_BEFORE_STEP [RANK]].
+"""One rank of a training as a process of its own, for tests that kill it. Not a test itself.
 
-Not a test itself. The given rank sends itself SIGKILL before its so-many-th optimiser step of this attempt.
+A victim sends itself SIGKILL before its so-many-th optimiser step of this attempt.
 """
 
 from __future__ import annotations
@@ -45,6 +45,6 @@ def main(spec_path: str, rank: int, size: int, rendezvous: str, kill_step: int =
     return 0
 
 
-if __name__ == "__main__":
-    text, *numbers = sys.argv[1], *sys.argv[2:]
-    sys.exit(main(text, int(numbers[0]), int(numbers[1]), numbers[2], *map(int, numbers[3:])))
+def start(*arguments) -> None:
+    """main as the target of a process."""
+    sys.exit(main(*arguments))
