@@ -7,6 +7,8 @@ from itertools import pairwise
 
 from torch import nn
 
+from pose.layers.weights import initialise
+
 
 def conv_relu(
     inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int | None = None, batch_norm: bool = False
@@ -28,4 +30,6 @@ def conv_pool_features(channels: Sequence[int], kernel: int, *, batch_norm: bool
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise([3, *channels]):
         layers += [*conv_relu(inputs, outputs, kernel, batch_norm=batch_norm), nn.MaxPool2d(2)]
-    return nn.Sequential(*layers)
+    features = nn.Sequential(*layers)
+    initialise(features)
+    return features

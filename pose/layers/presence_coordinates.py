@@ -22,7 +22,7 @@ class PresenceCoordinates(nn.Module):
 
     Both heads branch after the ReLU of the first fully-connected layer, and each drops out its own inputs, as every
     fully-connected layer of AlexNet and VGG after the first does. `hidden[0]` is that first layer's width, the rest
-    are the presence head's; `coordinate_hidden` are the coordinate head's.
+    are the presence head's; `coordinate_hidden` are the coordinate head's. `features` come with their first weights.
     """
 
     def __init__(
@@ -39,7 +39,8 @@ class PresenceCoordinates(nn.Module):
         self.fc1 = nn.Linear(flat, hidden[0])
         self.presence = head(hidden, joints, dropout)
         self.coordinates = head([hidden[0], *coordinate_hidden], 2 * joints, dropout)
-        initialise(self)
+        for part in (self.fc1, self.presence, self.coordinates):
+            initialise(part)
         initialise_output(_last(self.presence), std=0.01, bias=0.0)
         initialise_output(_last(self.coordinates), std=0.001, bias=0.5)
 

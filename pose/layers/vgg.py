@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pose.errors import ConfigError
 from pose.layers.convolution import conv_relu
-from pose.layers.weights import load_strictly
+from pose.layers.weights import initialise, load_strictly
 
 VGG16_BLOCKS = (2, 2, 3, 3, 3)
 """3x3 convolutions before each of the five poolings, configuration D."""
@@ -27,7 +27,9 @@ def vgg_features(blocks: Sequence[int], channels: Sequence[int], *, batch_norm: 
             layers += conv_relu(width, channel, 3, batch_norm=batch_norm)
             width = channel
         layers.append(nn.MaxPool2d(2))
-    return nn.Sequential(*layers)
+    features = nn.Sequential(*layers)
+    initialise(features)
+    return features
 
 
 def survives_poolings(input_size: int, key: str) -> None:

@@ -13,16 +13,21 @@ COUNTED = "num_batches_tracked"
 """Batch normalisation's step counter, which releases of before torch 0.4.1 lack and evaluation never reads."""
 
 
-def initialise(network: nn.Module) -> None:
-    """He initialisation (He et al. 2015, fan-in) of every convolution and linear layer; biases zero.
+def initialise(module: nn.Module, *, overlapping_pools: bool = False) -> None:
+    """Normal weights of standard deviation gain / sqrt(fan-in) for convolutions and linear layers; biases zero.
 
-    Deep plain networks without batch normalisation train from scratch with it. Draws from torch's global generator.
+    Convolutions have He's gain, the square root of 2, with which deep plain networks train from scratch (He et al.
+    2015). Two exceptions keep momentum SGD at the recipes' rates from diverging, for the curvature of a squared error
+    grows with the square of what reaches the last layer: linear layers have gain 1, and so have the convolutions of
+    a trunk with overlapping 3x3 poolings, each of which about doubles the second moment.
+    Draws from torch's global generator.
     """
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            plain = isinstance(layer, nn.Linear) or overlapping_pools
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="linear" if plain else "relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def initialise_output(layer: nn.Linear, std: float, bias: float) -> None:

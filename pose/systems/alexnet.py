@@ -7,8 +7,8 @@ conv11/4 96 - pool - conv5 256 - pool - conv3 384 - conv3 384 - POOL - conv3 256
 Source: Krizhevsky, Sutskever & Hinton 2012, in the report of pose.systems.two_headed: one stream instead of two (no
 grouped convolutions), and a pooling after the fourth convolution, which cuts the first fully-connected layer ninefold.
 All poolings are 3x3 with stride 2. The report does not mention local response normalisation; there is none here. The
-stride of the first convolution is a parameter, 4 in the source: with it the five halvings need 127 px of input, with 2
-they make do with 65.
+stride of the first convolution is a parameter, 4 in the source: with it the poolings need 127 px of input, with 2
+they make do with 67.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import nn
 from pose.config import Count
 from pose.errors import ConfigError
 from pose.layers.convolution import conv_relu
+from pose.layers.weights import initialise
 from pose.systems.base import Card
 from pose.systems.two_headed import LICENCE, PROTOCOL, REPORT, TwoHeaded, TwoHeadedParams
 
@@ -64,7 +65,7 @@ class AlexNet(TwoHeaded):
 def alexnet_features(channels: tuple[int, ...], stride: int, *, batch_norm: bool) -> nn.Sequential:
     """[B, 3, S, S] to [B, channels[4], s, s] with s = last_side(S, stride)."""
     c1, c2, c3, c4, c5 = channels
-    return nn.Sequential(
+    features = nn.Sequential(
         *conv_relu(3, c1, 11, stride=stride, padding=2, batch_norm=batch_norm),
         nn.MaxPool2d(3, 2),
         *conv_relu(c1, c2, 5, batch_norm=batch_norm),
@@ -75,6 +76,8 @@ def alexnet_features(channels: tuple[int, ...], stride: int, *, batch_norm: bool
         *conv_relu(c4, c5, 3, batch_norm=batch_norm),
         nn.MaxPool2d(3, 2),
     )
+    initialise(features, overlapping_pools=True)
+    return features
 
 
 def last_side(input_size: int, stride: int) -> int:

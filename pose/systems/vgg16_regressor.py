@@ -95,7 +95,7 @@ class Regressor(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.fc1 = nn.Linear(flat, hidden)
         self.fc2 = nn.Linear(hidden, 2 * joints)
-        initialise(self)
+        initialise(self.fc1)
         initialise_output(self.fc2, std=0.001, bias=0.5)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ TWO_HEADED_TINY = {"hidden": [48, 32], "coordinate_hidden": [48, 32], "dropout":
 TINY: dict[str, dict[str, Any]] = {
     "baseline1": {"input_size": 32, "channels": [8, 16], **TWO_HEADED_TINY},
     "baseline2": {"input_size": 32, "channels": [8, 16, 16], **TWO_HEADED_TINY},
-    "alexnet": {"input_size": 65, "channels": [16, 24, 24, 24, 24], "stride": 2, **TWO_HEADED_TINY},
+    "alexnet": {"input_size": 67, "channels": [16, 24, 24, 24, 24], "stride": 2, **TWO_HEADED_TINY},
     "vgg19": {"input_size": 32, "channels": [8, 12, 16, 24, 24], **TWO_HEADED_TINY},
     "vgg16_regressor": {"input_size": 32, "channels": [8, 12, 16, 24, 24], "hidden": 48, "dropout": 0.0},
 }
