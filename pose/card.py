@@ -1,0 +1,105 @@
+"""The model card that travels with every bundle: what the model is, how good, on what, made how."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pose.bundle import read_description
+from pose.data.shards import DatasetInfo
+from pose.evaluation import DEFINITIONS, Evaluation
+from pose.export import ExportReport
+from pose.systems.base import Card
+
+
+def write_card(bundle: Path, card: Card, evaluation: Evaluation, data: DatasetInfo, lineage: Mapping[str, str]) -> Path:
+    """Writes card.md into a bundle that already holds model.json, export.json and params.yaml."""
+    description, report = read_description(bundle), ExportReport.load(bundle)
+    sections = [
+        f"# {card.title}: {description['system']} on {data.name}",
+        _purpose(description, card),
+        "## Data\n\n" + _data(data, _licence(bundle, data.name)),
+        f"## Results on {evaluation.split}\n\n" + _results(evaluation),
+        "## Files and speed\n\n" + _files(report),
+        "## Limits\n\n" + _limits(description, evaluation),
+        "## Lineage\n\n" + _table(("what", "value"), [(key, f"`{value}`") for key, value in sorted(lineage.items())]),
+        f"## Reproduce\n\nAt commit `{lineage['git_commit']}`:\n\n```\n{lineage['command']}\n```",
+    ]
+    path = bundle / "card.md"
+    path.write_text("\n\n".join(sections) + "\n")
+    return path
+
+
+def _purpose(description: Mapping[str, Any], card: Card) -> str:
+    size = description["input_size"]
+    return (
+        f"Finds the {len(description['joints'])} joints of one person ({description['skeleton']}: "
+        f"{', '.join(description['joints'])}) in an RGB picture of {size} x {size} px, uint8, and says for each "
+        f"whether it is visible. `keypoints` are pixels of that picture, pixel (i, j) covering [j, j+1) x [i, i+1).\n\n"
+        f"Source: {card.source}. Published: {card.published}.\n\nLicence of the system: {card.licence}."
+    )
+
+
+def _data(data: DatasetInfo, licence: str) -> str:
+    counts = _table(("split", "people", "images"), [(name, n, data.images[name]) for name, n in data.counts.items()])
+    left_out = f"{data.excluded} people were left out as bad records."
+    return f"{data.name}, view `{data.crop.view}` of {data.crop.size} px. {left_out}\n\n{counts}\n\nLicence: {licence}."
+
+
+def _licence(bundle: Path, dataset: str) -> str:
+    """What params.yaml says of the archive; drawn data has none."""
+    archive = yaml.safe_load((bundle / "params.yaml").read_text())["data"][dataset]["archive"]
+    return archive["licence"] if archive else "none needed, the pictures are drawn by this program"
+
+
+def _results(evaluation: Evaluation) -> str:
+    rows = []
+    for name, definition in DEFINITIONS.items():
+        if name not in evaluation.metrics or name.startswith("always_visible"):
+            continue
+        low, high = evaluation.intervals[name]
+        floor = next((figures[name] for figures in evaluation.baselines.values() if name in figures), math.nan)
+        rows.append(
+            (f"`{name}`", f"{evaluation.metrics[name]:.4f}", f"{low:.4f} to {high:.4f}", _number(floor), definition)
+        )
+    intervals = (
+        f"{len(evaluation.image_ids)} images, {evaluation.people} people. Intervals: {evaluation.confidence:.0%}, "
+        f"percentile bootstrap over images, {evaluation.resamples} resamples. Baseline: the mean pose of the train "
+        "split for coordinates, always answering visible for presence."
+    )
+    return intervals + "\n\n" + _table(("metric", "value", "interval", "baseline", "what it counts"), rows)
+
+
+def _files(report: ExportReport) -> str:
+    files = _table(("file", "bytes"), sorted(report.bytes.items()))
+    parity = ", ".join(f"{kind} {worst:.2g} px" for kind, worst in report.parity_px.items())
+    threads = f"{report.threads} threads" if report.threads else "one thread per core"
+    return (
+        f"{files}\n\n{report.parameters:,} parameters. Largest difference from the trained network over "
+        f"{report.parity_images} pictures of the split: {parity}. ONNX Runtime on the exporting machine's CPU, "
+        f"{threads}: {report.latency_ms:.2f} ms for one picture, {report.throughput:.0f} pictures a second in batches of 16."
+    )
+
+
+def _limits(description: Mapping[str, Any], evaluation: Evaluation) -> str:
+    view = (
+        "The whole picture is squashed to a square, so it must show one person who fills most of it."
+        if description["crop"]["view"] == "image"
+        else "The picture must be a crop around one person; no detector is inside."
+    )
+    silent = ", ".join(evaluation.not_applicable)
+    nothing = f" It makes no statement that these could measure: {silent}." if silent else ""
+    return f"{view}{nothing} It was measured on the split above alone; other pictures may be harder."
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.4f}"

@@ -1,0 +1,65 @@
+"""The model card says what the files beside it say."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pose.card import write_card
+from pose.config import CropParams
+from pose.data.shards import DatasetInfo
+from pose.evaluation import Evaluation
+from pose.export import ExportReport
+from pose.systems.base import Card
+
+CARD = Card("Tiny", "a note of ours", "none", "our own code")
+DATA = DatasetInfo(
+    name="drawn", skeleton="three", crop=CropParams(view="image", size=96), counts={"train": 70, "test": 30},
+    images={"train": 60, "test": 25}, excluded=3, findings={}, mean_pose=np.zeros((3, 2)),
+    mean_pose_crop=np.zeros((3, 2)), presence_rate=np.ones(3),
+)  # fmt: skip
+EVALUATION = Evaluation(
+    split="test", dataset="drawn", people=30, image_ids=np.arange(25), confidence=0.95, resamples=500,
+    joints=("a", "b", "c"), limbs=(), metrics={"pck_image_12": 0.61234}, intervals={"pck_image_12": (0.55, 0.66)},
+    baselines={"mean_pose": {"pck_image_12": 0.1203}}, per_joint={}, per_joint_intervals={}, per_limb={}, curves={},
+    per_image={}, not_applicable=("pckh_05",),
+)  # fmt: skip
+LINEAGE = {"git_commit": "c0ffee", "data_hash": "da7a", "command": "pose train-all --profile demo"}
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    described = {"system": "tiny", "skeleton": "three", "joints": ["a", "b", "c"], "input_size": 64}
+    (tmp_path / "model.json").write_text(json.dumps(described | {"crop": {"view": "image"}}))
+    report = ExportReport({"onnx": 0.00012}, 32, 1.25, 900.4, 1, 123456, {"model.onnx": 500000}, 4.0)
+    (tmp_path / "export.json").write_text(json.dumps(asdict(report)))
+    (tmp_path / "params.yaml").write_text("data: {drawn: {archive: null}}\n")
+    return tmp_path
+
+
+def test_the_card_holds_metrics_baselines_lineage_and_command(bundle: Path) -> None:
+    text = write_card(bundle, CARD, EVALUATION, DATA, LINEAGE).read_text()
+    for said in (
+        "# Tiny: tiny on drawn",
+        "| `pck_image_12` | 0.6123 | 0.5500 to 0.6600 | 0.1203 |",
+        "| test | 30 | 25 |",
+        "3 people were left out",
+        "none needed, the pictures are drawn",
+        "123,456 parameters",
+        "onnx 0.00012 px",
+        "1.25 ms for one picture, 900 pictures a second",
+        "| data_hash | `da7a` |",
+        "At commit `c0ffee`",
+        "pose train-all --profile demo",
+        "pckh_05",
+    ):
+        assert said in text
+
+
+def test_the_data_sets_licence_is_passed_on(bundle: Path) -> None:
+    (bundle / "params.yaml").write_text("data: {drawn: {archive: {licence: research use only}}}\n")
+    assert "Licence: research use only." in write_card(bundle, CARD, EVALUATION, DATA, LINEAGE).read_text()
