@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import numpy as np
 
@@ -47,6 +48,17 @@ class People:
     def concatenate(parts: Sequence[People]) -> People:
         """All people of the parts, in order. At least one part, so that K is known."""
         return People(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(People)))
+
+    def save(self, path: Path) -> None:
+        """Writes all fields to one .npz file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, allow_pickle=False, **{f.name: getattr(self, f.name) for f in fields(self)})
+
+    @staticmethod
+    def load(path: Path) -> People:
+        """Reads what `save` wrote."""
+        with np.load(path, allow_pickle=False) as arrays:
+            return People(**{f.name: arrays[f.name] for f in fields(People)})
 
     def to_coco_results(self, category_id: int = 1) -> list[dict]:
         """COCO results JSON: one entry per person, keypoints as x, y, score triples."""

@@ -1,0 +1,189 @@
+"""What each task of train-all does, as plain functions: from a specification to a registered version.
+
+Every step leaves its result in the training's own directory or in the registry, keyed by what it read, and finds it
+there again. Nothing here knows Prefect.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import yaml
+
+from flows.data import DatasetVersion
+from pose import lineage, training
+from pose.config import ROOT, Params
+from pose.data.shards import DatasetInfo, Split, describe
+from pose.digests import json_sha256, tree_sha256
+from pose.errors import RegistryError
+from pose.evaluate import evaluate_system
+from pose.evaluation import Evaluation
+from pose.export import export
+from pose.inference.weights import trained
+from pose.progress import say
+from pose.registry import Registry, RunLog, Version
+from pose.training import Outcome, TrainingSpec
+
+EVALUATING_CODE = (
+    "pose/metrics/*.py", "pose/evaluate.py", "pose/evaluation.py", "pose/export.py", "pose/card.py", "pose/bundle.py",
+    "pose/registry/packaging.py",
+)  # fmt: skip
+"""Source files that decide what a registered bundle holds besides its trained weights."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One architecture of one run."""
+
+    system: str
+    params: Params
+    dataset: DatasetVersion
+    lineage: dict[str, str]
+
+    @cached_property
+    def spec(self) -> TrainingSpec:
+        """What is to be trained."""
+        storage = self.params.training.ray.storage_path or self.params.storage_path
+        return TrainingSpec(self.system, self.params, self.dataset.directory, self.dataset.data_hash, Path(storage))
+
+    @cached_property
+    def release(self) -> str:
+        """Identity of the registered version: the training's fingerprint, and how it is evaluated and exported."""
+        return json_sha256(
+            {
+                "training": self.spec.fingerprint,
+                "evaluation": self.params.evaluation.model_dump(mode="json"),
+                "export": self.params.export.model_dump(mode="json"),
+                "code": tree_sha256(ROOT, EVALUATING_CODE),
+            }
+        )
+
+    @property
+    def model(self) -> str:
+        """Name of the registered model."""
+        return f"pose-{self.system}"
+
+    @property
+    def bundle(self) -> Path:
+        """Where this job builds its bundle."""
+        return self.params.storage_path / "bundles" / f"{self.system}-{self.release[:12]}"
+
+    @property
+    def split(self) -> Split:
+        """The images that all systems are compared on."""
+        return Split.open(self.dataset.directory, self.params.evaluation.split)
+
+
+def registry(params: Params) -> Registry:
+    """The registry this configuration speaks to."""
+    return Registry(params.storage_path)
+
+
+def registered(job: Job) -> Version | None:
+    """The version this job would end in, where it exists and is whole. None also while MLflow cannot be asked."""
+    try:
+        return registry(job.params).finished(job.model, job.release)
+    except RegistryError as error:
+        say(f"{job.system}: cannot ask for a finished version, going on without: {error}")
+        return None
+
+
+def start_run(job: Job, parent: RunLog) -> RunLog:
+    """The job's record: its parameters, its lineage and the audit's counts."""
+    tags = {**job.lineage, "architecture": job.system, "release": job.release, "parent": parent.path.stem}
+    if parent.run_id is not None:
+        tags["mlflow.parentRunId"] = parent.run_id
+    resolved = job.params.model_dump(mode="json")
+    resolved = {**resolved, "data": resolved["data"][job.params.dataset], "systems": resolved["systems"][job.system]}
+    run = registry(job.params).start_run(job.spec.name, job.spec.fingerprint, tags, resolved)
+    run.metrics({"audit": findings(job.dataset.directory)}, step=0)
+    return run
+
+
+def findings(prepared: Path) -> dict[str, int]:
+    """How many findings of each kind the audit of a prepared dataset had, and how many people were left out."""
+    info = describe(prepared)
+    return {**info.findings, "excluded": info.excluded}
+
+
+def train(job: Job, run: RunLog) -> Outcome:
+    """Trains, or finds the finished training; every epoch goes to the record as it ends."""
+    run.follow(job.spec.run_dir / "history.jsonl")
+    outcome = training.run(job.spec)
+    run.metrics({"training": {"seconds": outcome.seconds, "images_per_second": outcome.images_per_second}}, step=0)
+    return outcome
+
+
+def evaluate(job: Job, outcome: Outcome) -> Path:
+    """Measures the trained network on the evaluation split; returns the directory of its evaluation."""
+    directory = job.bundle.with_name(f"{job.bundle.name}.evaluation")
+    if not (directory / "predictions.npz").exists():
+        evaluation, predictions = evaluate_system(
+            trained(outcome.run_dir).system, job.split, job.params.evaluation, describe(job.dataset.directory)
+        )
+        evaluation.save(directory)
+        predictions.save(directory / "predictions.npz")
+    return directory
+
+
+def export_bundle(job: Job, outcome: Outcome, evaluation: Path) -> Path:
+    """Exports the network and puts beside it all that a registered version says of itself."""
+    if (job.bundle / "card.md").exists():
+        return job.bundle
+    source = trained(outcome.run_dir)
+    export(
+        job.system, source.system, outcome.weights, job.split, source.crop, job.bundle, job.params.export,
+        threads=job.params.training.threads,
+    )  # fmt: skip
+    shutil.copytree(evaluation, job.bundle / "evaluation", dirs_exist_ok=True)
+    shutil.copy(outcome.run_dir / "history.jsonl", job.bundle)
+    resolved = job.params.model_dump(mode="json")
+    (job.bundle / "params.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
+    (job.bundle / "training.json").write_text(json.dumps(_training_facts(outcome), indent=1) + "\n")
+    from pose.card import write_card
+
+    write_card(
+        job.bundle, source.system.card, Evaluation.load(evaluation), describe(job.dataset.directory), job.lineage
+    )
+    return job.bundle
+
+
+def _training_facts(outcome: Outcome) -> dict:
+    names = ("fingerprint", "epochs", "best_epoch", "best_metric", "metric", "seconds", "images_per_second")
+    return {name: getattr(outcome, name) for name in names}
+
+
+def register(job: Job, bundle: Path, run: RunLog) -> Version:
+    """Makes the bundle a version of `pose-<system>`."""
+    evaluation = Evaluation.load(bundle / "evaluation")
+    tags = {
+        **job.lineage,
+        "architecture": job.system,
+        "fingerprint": job.release,
+        "training": job.spec.fingerprint,
+        "split": f"{job.params.evaluation.split} of {len(evaluation.image_ids)} images",
+        "intervals": json.dumps(evaluation.intervals),
+        "params": yaml.safe_dump(job.params.systems[job.system].model_dump(mode="json")),
+    }
+    return registry(job.params).register(bundle, job.model, run, tags, evaluation.metrics)
+
+
+def reevaluate(bundle: Path, params: Params, prepared: Path) -> Evaluation:
+    """An older model's figures on the images of today."""
+    split, info = Split.open(prepared, params.evaluation.split), describe(prepared)
+    evaluation, _ = evaluate_system(trained(bundle).system, split, params.evaluation, info)
+    return evaluation
+
+
+def dataset_info(prepared: Path) -> DatasetInfo:
+    """What the report says of the data."""
+    return describe(prepared)
+
+
+def run_lineage(params: Params, dataset: DatasetVersion, command: str) -> dict[str, str]:
+    """The lineage that all architectures of a run share."""
+    return lineage.collect(params, dataset.data_hash, command)

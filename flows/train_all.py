@@ -1,0 +1,221 @@
+"""Flow train-all: data -> per architecture [train -> evaluate -> export -> register] -> promote -> report."""
+
+from __future__ import annotations
+
+import getpass
+import shlex
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.futures import wait
+from prefect.task_runners import ThreadPoolTaskRunner
+from rich.console import Console
+
+from flows import results, steps, watching
+from flows.data import DatasetBusyError, DatasetVersion, bring_up_to_date
+from flows.steps import Job
+from pose import config_loading
+from pose.config import Params
+from pose.digests import json_sha256
+from pose.errors import PoseError, RegistryError, TrainingError
+from pose.progress import say
+from pose.registry import Decision, RunLog, Version
+from pose.report import results_table
+from pose.training import Outcome
+
+
+def _busy(task: Any, run: Any, state: State) -> bool:
+    """Another process prepares the same data: wait for it. A bad archive stays bad."""
+    return isinstance(_error(state), DatasetBusyError)
+
+
+def _passing(task: Any, run: Any, state: State) -> bool:
+    """A lost connection or a lost process may come back; an error of ours will be the same next time."""
+    return not isinstance(_error(state), PoseError)
+
+
+def _registry_away(task: Any, run: Any, state: State) -> bool:
+    error = _error(state)
+    return isinstance(error, RegistryError) or not isinstance(error, PoseError)
+
+
+def _error(state: State) -> Any:
+    return state.result(raise_on_failure=False)
+
+
+@task(cache_policy=NO_CACHE, retries=20, retry_delay_seconds=15, retry_condition_fn=_busy)
+def data(dataset: str) -> DatasetVersion:
+    """Fetches and prepares what changed."""
+    version = bring_up_to_date(dataset)
+    say(f"data: {dataset} {'prepared' if version.changed else 'unchanged, skipped'}, hash {version.data_hash}")
+    return version
+
+
+@task(cache_policy=NO_CACHE, task_run_name="train-{job.system}", retries=2, retry_delay_seconds=[20, 120],
+      retry_condition_fn=_passing)  # fmt: skip
+def train(job: Job, run: RunLog) -> Outcome:
+    """Trains one architecture, or goes on where it was interrupted."""
+    epochs = sum(phase.epochs for phase in job.spec.recipe.phases)
+    with watching.progress(job.system, job.spec.run_dir / "history.jsonl", epochs):
+        return steps.train(job, run)
+
+
+@task(cache_policy=NO_CACHE, task_run_name="evaluate-{job.system}")
+def evaluate(job: Job, outcome: Outcome) -> Path:
+    """Measures it on the images that all systems are compared on."""
+    return steps.evaluate(job, outcome)
+
+
+@task(cache_policy=NO_CACHE, task_run_name="export-{job.system}")
+def export(job: Job, outcome: Outcome, evaluation: Path) -> Path:
+    """ONNX and torch.export, held against the network."""
+    return steps.export_bundle(job, outcome, evaluation)
+
+
+@task(cache_policy=NO_CACHE, task_run_name="register-{job.system}", retries=2, retry_delay_seconds=[10, 60],
+      retry_condition_fn=_registry_away)  # fmt: skip
+def register(job: Job, bundle: Path, run: RunLog) -> Version:
+    """Makes it a version of its registered model."""
+    return steps.register(job, bundle, run)
+
+
+@task(cache_policy=NO_CACHE, task_run_name="{job.system}")
+def architecture(job: Job, parent: RunLog) -> tuple[Version, bool]:
+    """One architecture from its specification to a registered version, and whether it was there already."""
+    found = steps.registered(job)
+    if found is not None:
+        say(f"{job.system}: nothing changed since {found.uri}, skipped")
+        return found, True
+    run = steps.start_run(job, parent)
+    status = "FAILED"
+    try:
+        outcome = train(job, run)
+        version = register(job, export(job, outcome, evaluate(job, outcome)), run)
+        status = "FINISHED"
+    finally:
+        run.finish(status)
+    say(f"{job.system}: registered as {version.uri}")
+    return version, False
+
+
+def side_by_side(jobs: Sequence[Job], parent: RunLog, parallel: int) -> dict[str, Any]:
+    """All architectures, so many at a time; by name, each one's version or its error."""
+    with ThreadPoolTaskRunner(max_workers=parallel) as runner:
+        futures = {job.system: runner.submit(architecture, {"job": job, "parent": parent}) for job in jobs}
+        wait(list(futures.values()))
+        return {name: future.result(raise_on_failure=False) for name, future in futures.items()}
+
+
+@task(cache_policy=NO_CACHE)
+def promote(params: Params, dataset: DatasetVersion, versions: Sequence[Version]) -> dict[str, Decision]:
+    """Each version against its model's champion, then the best of all against the dataset's; by model name."""
+    registry = steps.registry(params)
+    by = {
+        "params": params.promotion,
+        "who": f"{getpass.getuser()}@{socket.gethostname()}",
+        "why": f"train-all on {params.dataset}",
+        "reevaluate": lambda bundle: steps.reevaluate(bundle, params, dataset.directory),
+    }
+    decisions = [registry.promote(version.name, version.version, **by) for version in versions]
+    decisions.append(registry.promote_dataset(params.dataset, versions, **by))
+    for decision in decisions:
+        verdict = "promoted" if decision.promoted else "kept back"
+        say(f"{decision.model}/{decision.version} {verdict}: {decision.reason}")
+    return {decision.model: decision for decision in decisions}
+
+
+@task(cache_policy=NO_CACHE)
+def report(results: results.Results, run: RunLog) -> Path:
+    """The page, beside the run and in MLflow."""
+    return results.write_report(run)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run of train-all came to."""
+
+    versions: dict[str, str]
+    """URI of the version of each architecture."""
+    skipped: list[str]
+    """Architectures in which nothing had changed."""
+    champion: str
+    report: Path
+
+
+@flow(name="train-all", log_prints=True, retries=0)
+def train_all(profile: str | None = None, overrides: Sequence[str] = ()) -> Summary:
+    """Retrains, evaluates alike and registers every architecture; promotes what is surely better.
+
+    profile: a name in infra/profiles/; overrides: `a.b=value` changes to params.yaml. Raises ConfigError before
+    anything starts, DataError for bad data, and TrainingError at the end, naming the architectures that failed.
+    """
+    params = config_loading.load(profile, overrides)
+    dataset = data(params.dataset)
+    jobs = _jobs(params, dataset, profile, overrides)
+    parent = _parent_run(params, jobs)
+    status = "FAILED"
+    try:
+        outcomes = side_by_side(jobs, parent, params.parallel)
+        finished = {name: got for name, got in outcomes.items() if isinstance(got, tuple)}
+        failures = {name: got for name, got in outcomes.items() if not isinstance(got, tuple)}
+        decisions = promote(params, dataset, [version for version, _ in finished.values()]) if finished else {}
+        shown = results.Results(params, dataset, jobs[0].lineage["command"], finished, failures, decisions)
+        page = report(shown, parent)
+        _publish(shown, page)
+        if failures:
+            raise TrainingError(_named(failures))
+        status = "FINISHED"
+    finally:
+        parent.finish(status)
+    return Summary(
+        {name: version.uri for name, (version, _) in finished.items()},
+        [name for name, (_, reused) in finished.items() if reused],
+        f"models:/pose-{params.dataset}@champion",
+        page,
+    )
+
+
+def _jobs(params: Params, dataset: DatasetVersion, profile: str | None, overrides: Sequence[str]) -> list[Job]:
+    words = ["pose", "train-all", *(["--profile", profile] if profile else [])]
+    words += [word for override in overrides for word in ("--set", override)]
+    lineage = steps.run_lineage(params, dataset, shlex.join(words))
+    return [Job(system, params, dataset, lineage) for system in params.architectures]
+
+
+def _parent_run(params: Params, jobs: Sequence[Job]) -> RunLog:
+    """The record of the whole run; the same inputs are the same run."""
+    releases = {job.system: job.release for job in jobs}
+    resolved = params.model_dump(mode="json")
+    key = json_sha256(releases)
+    tags = {**jobs[0].lineage, **{f"release.{name}": release for name, release in releases.items()}}
+    run = steps.registry(params).start_run(f"train-all-{params.dataset}", key, tags, resolved)
+    run.metrics({"audit": steps.findings(jobs[0].dataset.directory)}, step=0)
+    return run
+
+
+def _publish(shown: results.Results, page: Path) -> None:
+    """The table on the terminal; table, links and verdict as Prefect artifacts."""
+    create_table_artifact(table=shown.rows(), key="results", description=f"train-all on {shown.params.dataset}")
+    create_link_artifact(link=page.as_uri(), link_text="report", key="report")
+    create_markdown_artifact(markdown=shown.markdown(page), key="summary")
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120)
+    console.print(results_table(shown.entries))
+    for label, place in shown.places(page).items():
+        console.print(f"{label:<10} {place}", soft_wrap=True)
+
+
+def _named(failures: dict[str, Any]) -> str:
+    listed = "; ".join(f"{name}: {error}" for name, error in failures.items())
+    return f"{len(failures)} architecture(s) failed and the others were kept: {listed}"
+
+
+if __name__ == "__main__":
+    train_all()

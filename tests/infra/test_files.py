@@ -1,0 +1,142 @@
+"""What the tools themselves would accept silently: mistyped keys, dead images, hosts in the lock."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[2]
+INFRA = ROOT / "infra"
+
+DEPLOYMENT_KEYS = {
+    "name", "description", "entrypoint", "tags", "parameters", "schedules", "concurrency_limit", "work_pool",
+}  # fmt: skip
+SCHEDULE_KEYS = {"slug", "cron", "timezone", "active"}
+
+
+def deployments() -> list[dict]:
+    return yaml.safe_load((INFRA / "prefect.yaml").read_text())["deployments"]
+
+
+@pytest.mark.parametrize("deployment", deployments(), ids=lambda deployment: deployment["name"])
+def test_deployments_have_no_key_that_prefect_would_ignore(deployment: dict) -> None:
+    assert set(deployment) <= DEPLOYMENT_KEYS
+    assert set(deployment["concurrency_limit"]) == {"limit", "collision_strategy"}
+    assert deployment["concurrency_limit"]["collision_strategy"] in ("ENQUEUE", "CANCEL_NEW")
+    for schedule in deployment.get("schedules", []):
+        assert set(schedule) == SCHEDULE_KEYS
+
+
+@pytest.mark.parametrize("deployment", deployments(), ids=lambda deployment: deployment["name"])
+def test_entrypoints_are_flows_that_take_the_parameters(deployment: dict) -> None:
+    path, name = deployment["entrypoint"].split(":")
+    flow = getattr(importlib.import_module(path.removesuffix(".py").replace("/", ".")), name)
+    assert flow.name == deployment["name"]
+    assert set(deployment["parameters"]) <= set(flow.parameters.properties)
+
+
+def test_the_nightly_schedule_is_a_cron_expression() -> None:
+    from prefect.client.schemas.schedules import CronSchedule
+
+    schedule = next(d for d in deployments() if d["name"] == "train-all")["schedules"][0]
+    assert schedule["active"] is True
+    CronSchedule(cron=schedule["cron"], timezone=schedule["timezone"])
+
+
+def test_compose_uses_drivers_and_images_that_exist() -> None:
+    text = (INFRA / "compose.yaml").read_text()
+    services = yaml.safe_load(text)["services"]
+    assert {"postgres", "s3", "prefect", "mlflow", "worker"} <= set(services)
+    assert not re.search(r"postgresql://", text), "SQLAlchemy reads a bare postgresql:// as another driver"
+    assert "minio" not in " ".join(service["image"] for service in services.values())
+    allowed = {
+        "image",
+        "build",
+        "command",
+        "entrypoint",
+        "environment",
+        "volumes",
+        "ports",
+        "depends_on",
+        "healthcheck",
+    }
+    for name, service in services.items():
+        assert set(service) <= allowed, name
+
+
+def test_compose_secrets_are_required_and_named_in_the_example() -> None:
+    needed = set(re.findall(r"\$\{([A-Z0-9_]+):\?\}", (INFRA / "compose.yaml").read_text()))
+    offered = set(re.findall(r"^([A-Z0-9_]+)=", (INFRA / "environment.example").read_text(), re.MULTILINE))
+    assert needed
+    assert needed <= offered
+
+
+def test_cluster_files_run_the_locked_ray_with_token_authentication() -> None:
+    locked = re.search(r"^ray==([\d.]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    cluster = yaml.safe_load((INFRA / "kubernetes" / "raycluster.yaml").read_text())
+    assert locked is not None
+    assert cluster["spec"]["rayVersion"] == locked.group(1)
+    assert cluster["spec"]["authOptions"] == {"mode": "token"}
+    machines = yaml.safe_load((INFRA / "ray" / "cluster-aws.yaml").read_text())
+    starts = [line for line in machines["head_start_ray_commands"] + machines["worker_start_ray_commands"]
+              if "ray start" in line]  # fmt: skip
+    assert starts
+    assert all("RAY_AUTH_MODE=token" in line for line in starts)
+
+
+def test_cluster_machines_follow_rays_own_schema() -> None:
+    import json
+
+    import jsonschema
+    import ray.autoscaler
+
+    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
+    jsonschema.validate(yaml.safe_load((INFRA / "ray" / "cluster-aws.yaml").read_text()), schema)
+
+
+def test_kubernetes_files_mount_only_what_they_declare() -> None:
+    for path in (INFRA / "kubernetes").glob("*.yaml"):
+        for document in yaml.safe_load_all(path.read_text()):
+            for pod in _pods(document):
+                declared = {volume["name"] for volume in pod.get("volumes", [])}
+                used = {mount["name"] for container in pod["containers"] for mount in container.get("volumeMounts", [])}
+                assert used == declared, path.name
+
+
+def _pods(value: object) -> list[dict]:
+    if isinstance(value, dict):
+        own = [value] if "containers" in value else []
+        return own + [pod for child in value.values() for pod in _pods(child)]
+    if isinstance(value, list):
+        return [pod for child in value for pod in _pods(child)]
+    return []
+
+
+def test_the_lock_names_no_host_and_satisfies_pyproject() -> None:
+    import tomllib
+
+    lock = (ROOT / "requirements.lock").read_text()
+    assert "://" not in lock
+    assert "index-url" not in lock
+    locked = dict(re.findall(r"^([A-Za-z0-9_.-]+)==([^\s;\\]+)", lock, re.MULTILINE))
+    locked = {canonicalize_name(name): version for name, version in locked.items()}
+    entries = re.findall(r"^[A-Za-z0-9_.-]+==.*?(?=^[A-Za-z0-9_.-]+==|\Z)", lock, re.MULTILINE | re.DOTALL)
+    assert all("--hash=sha256:" in entry for entry in entries)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for text in project["dependencies"] + project["optional-dependencies"]["dev"]:
+        requirement = Requirement(text)
+        assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)]), text
+
+
+def test_scripts_are_valid_shell() -> None:
+    import subprocess
+
+    for script in (INFRA / "up", INFRA / "worker", ROOT / ".ci" / "run"):
+        assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
+        assert script.stat().st_mode & 0o111, f"{script} is not executable"
