@@ -45,7 +45,7 @@ def train_on_ray(spec: TrainingSpec) -> None:
     """
     params = spec.params.training.ray
     spec.save()
-    _connect(params)
+    connect(params)
     trainer = TorchTrainer(
         _train_on_worker,
         train_loop_config={"spec": spec.to_json()},
@@ -78,7 +78,7 @@ def train_on_ray(spec: TrainingSpec) -> None:
                 shutil.copy2(Path(directory) / name, spec.run_dir / name)
 
 
-def _connect(params: RayParams) -> None:
+def connect(params: RayParams) -> None:
     """Joins the cluster of RAY_ADDRESS, or starts a private one on this machine, once per process."""
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = str(params.poll_seconds)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))

@@ -1,0 +1,96 @@
+"""Steps, schedules, averages and accumulation against arithmetic done by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pose.config import OptimiserParams, ScheduleParams
+from pose.training import optimisers
+from pose.training.ema import Ema
+
+
+def weight_and_bias() -> tuple[nn.Linear, np.ndarray, np.ndarray]:
+    layer = nn.Linear(3, 2)
+    return layer, layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy()
+
+
+def give_gradients(layer: nn.Linear, value: float) -> None:
+    for parameter in layer.parameters():
+        parameter.grad = torch.full_like(parameter, value)
+
+
+def test_sgd_with_momentum_and_decay():
+    layer, weight, bias = weight_and_bias()
+    params = OptimiserParams(kind="sgd", lr=0.1, momentum=0.9, weight_decay=0.01)
+    optimiser = optimisers.build(params, layer.parameters(), lr_factor=0.5)
+    speed_w, speed_b = 0.0, 0.0
+    for gradient in (0.3, -0.2):
+        give_gradients(layer, gradient)
+        optimiser.step()
+        speed_w = 0.9 * speed_w + (gradient + 0.01 * weight)
+        speed_b = 0.9 * speed_b + (gradient + 0.01 * bias)
+        weight, bias = weight - 0.05 * speed_w, bias - 0.05 * speed_b
+    np.testing.assert_allclose(layer.weight.detach().numpy(), weight, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(layer.bias.detach().numpy(), bias, rtol=1e-5, atol=1e-7)
+
+
+def test_adamw_decays_kernels_but_not_biases():
+    layer, weight, bias = weight_and_bias()
+    params = OptimiserParams(kind="adamw", lr=0.01, weight_decay=0.1)
+    optimiser = optimisers.build(params, layer.parameters(), lr_factor=1.0)
+    mean = square = 0.0
+    for t, gradient in enumerate((0.3, -0.2), start=1):
+        give_gradients(layer, gradient)
+        optimiser.step()
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
+        move = 0.01 * (mean / (1 - 0.9**t)) / (math.sqrt(square / (1 - 0.999**t)) + 1e-8)
+        weight, bias = weight * (1 - 0.01 * 0.1) - move, bias - move
+    np.testing.assert_allclose(layer.weight.detach().numpy(), weight, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(layer.bias.detach().numpy(), bias, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [
+        (ScheduleParams(kind="constant"), [1.0] * 8),
+        (ScheduleParams(kind="constant", warmup_steps=3), [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
+        (ScheduleParams(kind="step", milestones=[0.5, 0.75], gamma=0.1), [1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01]),
+        (
+            ScheduleParams(kind="cosine", warmup_steps=4),
+            [0.2, 0.4, 0.6, 0.8, 1.0, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125)],
+        ),
+    ],
+)
+def test_schedules(params, expected):
+    np.testing.assert_allclose([optimisers.lr_factor(params, step, 8) for step in range(8)], expected, atol=1e-12)
+
+
+def test_clipping_returns_the_norm_before():
+    layer, *_ = weight_and_bias()
+    give_gradients(layer, 2.0)
+    norm = optimisers.clip(list(layer.parameters()), 1.0)
+    assert norm.item() == pytest.approx(2 * math.sqrt(8))
+    clipped = torch.cat([p.grad.flatten() for p in layer.parameters()])
+    assert clipped.norm().item() == pytest.approx(1.0, rel=1e-4)
+
+
+def test_average_of_weights_and_counters():
+    network = nn.BatchNorm1d(1)
+    ema = Ema(network, 0.5)
+    average, live = 1.0, [3.0, 5.0, -1.0, 0.5]
+    for t, value in enumerate(live, start=1):
+        with torch.no_grad():
+            network.weight.fill_(value)
+            network.num_batches_tracked.fill_(t)
+        ema.update()
+        decay = min(0.5, (1 + t) / (10 + t))
+        average = decay * average + (1 - decay) * value
+    with ema.applied():
+        assert network.weight.item() == pytest.approx(average, rel=1e-6)
+        assert network.num_batches_tracked.item() == 4
+    assert network.weight.item() == 0.5

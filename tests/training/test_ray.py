@@ -1,0 +1,69 @@
+"""Ray Train with real workers, one of which is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+import pose.training
+from pose.training.spec import Outcome
+
+
+def kill_a_worker_after(checkpoint: Path, killed: list[int]) -> None:
+    """Waits for a checkpoint, then sends SIGKILL to the youngest Ray Train worker among this process's children."""
+    while not checkpoint.exists():
+        time.sleep(0.01)
+    workers = [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if any("RayTrainWorker" in word for word in process.cmdline())
+    ]
+    victim = max(workers, key=lambda process: process.create_time())
+    os.kill(victim.pid, signal.SIGKILL)
+    killed.append(victim.pid)
+
+
+@pytest.fixture
+def private_ray(monkeypatch):
+    """Ray shut down before and after, so that no test sees another's cluster."""
+    import ray
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    ray.shutdown()
+    yield
+    ray.shutdown()
+
+
+def test_a_killed_worker_changes_nothing(spec, tmp_path, private_ray):
+    import train_rank  # noqa: F401  (the helper's processes are those of test_resume)
+    from test_resume import train_in_ranks
+
+    many = {
+        "phases": [
+            {
+                "name": "regression",
+                "epochs": 40,
+                "train": ["trunk", "presence", "coordinates"],
+                "losses": {"presence": 0.1, "coordinates": 10.0},
+            }
+        ]
+    }
+    ray = {"workers": 2, "cpus_per_worker": 1, "poll_seconds": 0.2, "max_failures": 2}
+    training = {"ray": ray, "checkpoint": {"every_steps": 4, "keep": 100}}
+    whole, broken = (spec(storage=tmp_path / name, training=training, **many) for name in ("whole", "broken"))
+    assert train_in_ranks(whole, 2) == [0, 0]
+    killed: list[int] = []
+    killer = threading.Thread(
+        target=kill_a_worker_after, args=(broken.run_dir / "checkpoints" / "step-00000010", killed), daemon=True
+    )
+    killer.start()
+    outcome = pose.training.run(broken)
+    assert killed
+    assert len(outcome.resumed_from) == 1
+    assert outcome.weights_sha256 == Outcome.load(whole.run_dir).weights_sha256
