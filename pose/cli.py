@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from pose.commands import config, data, registry, systems
 from pose.commands.models import evaluate, export
 from pose.commands.predict import predict
-from pose.commands.training import train
+from pose.commands.training import train, train_all
 from pose.errors import PoseError
 
 
@@ -69,6 +69,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(systems.app, name="systems")
 app.add_typer(config.app, name="config")
 app.command()(train)
+app.command("train-all")(train_all)
 app.command()(evaluate)
 app.command()(export)
 app.command()(predict)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -80,7 +80,9 @@ def check(
 def preview(
     dataset: Dataset,
     system: Annotated[str, typer.Option(help="Whose input size and augmentation to show.")] = "baseline1",
-    split: Annotated[str, typer.Option(help="train (augmented), val or test (as they are).")] = "train",
+    split: Annotated[
+        Literal["train", "val", "test"], typer.Option(help="train is shown augmented, the others as they are.")
+    ] = "train",
     out: Annotated[Path | None, typer.Option(help="The picture; default preview-DATASET.png.")] = None,
     profile: Profile = None,
     set_: Set = None,
@@ -100,4 +102,4 @@ def preview(
     path = out or Path(f"preview-{dataset}.png")
     path.parent.mkdir(parents=True, exist_ok=True)
     drawing.sheet(Split.open(prepared_folder(dataset), split), chosen.input_size, augment, path)
-    typer.echo(path)
+    typer.echo(str(path))

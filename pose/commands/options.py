@@ -58,15 +58,10 @@ def prepared_folder(name: str) -> Path:
     return checkout() / "data" / "prepared" / name
 
 
-def storage_folder(params: Params) -> Path:
-    """Where runs, their models and their records lie."""
-    return checkout() / params.storage
-
-
 def model_folder(model: str, profile: str | None = None, overrides: list[str] | None = None) -> Path:
     """A model as a local folder: one named outright, or the verified bundle behind models:/... (RegistryError)."""
     if not model.startswith("models:/"):
         return Path(model)
     from pose.registry import Registry
 
-    return Registry(storage_folder(load_params(profile, overrides))).fetch(model)
+    return Registry(load_params(profile, overrides).storage_path).bundle(model)

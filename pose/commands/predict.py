@@ -30,14 +30,12 @@ def predict(
     named at the end with exit code 3; the others are done all the same. The model `pose-DATASET` is the best system
     of that dataset, whichever it is. Example: `pose predict --model models:/pose-lspet@champion photos 'more/*.jpg'`
     """
-    from pose.errors import ConfigError, DataError
+    from pose.errors import DataError
     from pose.inference import pictures as files
     from pose.inference.predictor import Predictor
     from pose.progress import say, track
 
-    found = files.find(pictures, leave_out=out)
-    if not found:
-        raise ConfigError(f"all pictures lie in the --out folder {out}; choose another folder for the results")
+    found = files.find(pictures)
     targets = _targets(found, out)
     predictor = Predictor.load(model_folder(model, profile, set_))
     results: list[dict] = []
@@ -61,11 +59,12 @@ def predict(
 
 
 def _targets(files: list[Path], out: Path) -> dict[Path, Path]:
-    """Where each overlay goes: below `out` as the picture lies below the files' common folder, as .jpg."""
+    """Where each overlay goes: below `out` as its picture lies below the folder that all have in common."""
+    from pose.inference.pictures import OVERLAY_SUFFIX
+
     resolved = {file: file.resolve() for file in files}
     common = Path(os.path.commonpath([path.parent for path in resolved.values()]))
-    # The suffix stays in the name: a.png and a.jpg are two pictures.
-    return {file: out / f"{path.relative_to(common)}.pose.jpg" for file, path in resolved.items()}
+    return {file: out / f"{path.relative_to(common)}{OVERLAY_SUFFIX}" for file, path in resolved.items()}
 
 
 def _write(results: list[dict], path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pose.commands.options import Json, Profile, Set, load_params, storage_folder
+from pose.commands.options import Json, Profile, Set, load_params
 from pose.commands.output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ def promote(
 def rollback(
     model: Model,
     why: Annotated[str, typer.Option(help="The reason, for the ledger.")],
+    to: Annotated[int | None, typer.Option(help="To this earlier version instead of the champion before.")] = None,
     profile: Profile = None,
     set_: Set = None,
     json: Json = False,
@@ -102,7 +103,7 @@ def rollback(
 
     Example: `pose registry rollback pose-lspet --why "fails on night pictures"`
     """
-    entry = _registry(profile, set_).rollback(model, _who(), why)
+    entry = _registry(profile, set_).rollback(model, _who(), why, to)
     if json:
         print_json(asdict(entry))
     else:
@@ -154,7 +155,7 @@ def sync(profile: Profile = None, set_: Set = None, json: Json = False) -> None:
 def _registry(profile: str | None, set_: list[str] | None) -> Registry:
     from pose.registry import Registry
 
-    return Registry(storage_folder(load_params(profile, set_)))
+    return Registry(load_params(profile, set_).storage_path)
 
 
 def _number(value: float | None) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pose.commands.options import Json, Profile, Set, load_params, storage_folder
+from pose.commands.options import Json, Profile, Set, load_params
 from pose.commands.output import print_json
 from pose.commands.systems import known_system
 
@@ -25,13 +25,14 @@ def train(
     `pose train vgg19 --profile demo --set training.ray.workers=2`
     """
     from flows.data import bring_up_to_date
+    from flows.steps import Job
     from pose import training
     from pose.progress import say
 
     params = load_params(profile, set_)
     known_system(params, system)
-    data = bring_up_to_date(params.dataset)
-    spec = training.TrainingSpec(system, params, data.directory, data.data_hash, storage_folder(params))
+    # The same specification as train-all's, so that each finds the other's trainings.
+    spec = Job(system, params, bring_up_to_date(params.dataset), lineage={}).spec
     say(f"{spec.name} in {spec.run_dir}")
     outcome = training.run(spec)
     if json:
@@ -42,3 +43,21 @@ def train(
         f"{outcome.seconds:.0f} s, {outcome.images_per_second:.0f} images/s\nweights: {outcome.weights}\n"
         f"next: pose evaluate {outcome.run_dir}"
     )
+
+
+def train_all(profile: Profile = None, set_: Set = None, json: Json = False) -> None:
+    """Train, evaluate, export and register every architecture; promote what is surely better; write the report.
+
+    What has not changed since an earlier run is skipped. An architecture that fails does not stop the others; it is
+    named at the end, with exit code 4. Example: `pose train-all --profile demo`
+    """
+    import sys
+    from contextlib import redirect_stdout
+
+    from flows.train_all import train_all as flow
+
+    # The flow prints its table; a script that asked for JSON gets that on standard error.
+    with redirect_stdout(sys.stderr if json else sys.stdout):
+        summary = flow(profile, set_ or [])
+    if json:
+        print_json(asdict(summary))

@@ -20,6 +20,9 @@ from pose.inference.predictor import Predictor
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """What is taken from a folder. A file named outright is tried whatever its suffix."""
 
+OVERLAY_SUFFIX = ".pose.jpg"
+"""What an overlay's name adds to its picture's: a.png and a.jpg keep one each."""
+
 
 @dataclass(frozen=True)
 class Predicted:
@@ -31,27 +34,26 @@ class Predicted:
     """COCO results, each with the picture's `file_name`."""
 
 
-def find(patterns: Sequence[str], leave_out: Path) -> list[Path]:
-    """The pictures that files, folders (with their subfolders) and globs name, without those below `leave_out`.
+def find(patterns: Sequence[str]) -> list[Path]:
+    """The pictures that files, folders (with their subfolders) and globs name, in that order, each once.
 
-    In the order given, sorted within a folder or glob, each once. Raises ConfigError where one of them names none.
+    Sorted within a folder or glob, and without the overlays of an earlier run, which only their outright name brings
+    in. Raises ConfigError where one of the patterns names no picture.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
         path = Path(pattern)
         if path.is_file():
             files = [path]
-        elif path.is_dir():
-            files = sorted(file for file in path.rglob("*") if _is_picture(file))
         else:
-            files = sorted(file for file in _expand(pattern) if _is_picture(file))
+            candidates = path.rglob("*") if path.is_dir() else _expand(pattern)
+            files = sorted(file for file in candidates if _is_picture(file))
         if not files:
             raise ConfigError(
                 f"{pattern!r} names no picture: expected a file, a folder with {', '.join(SUFFIXES)} files, or a glob "
                 "such as 'photos/**/*.jpg'"
             )
-        kept = (file for file in files if leave_out.resolve() not in file.resolve().parents)
-        found.update(dict.fromkeys(kept))
+        found.update(dict.fromkeys(files))
     return list(found)
 
 
@@ -101,4 +103,4 @@ def _read_or_error(path: Path) -> Image.Image | DataError:
 
 
 def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file()
+    return path.suffix.lower() in SUFFIXES and not path.name.endswith(OVERLAY_SUFFIX) and path.is_file()

@@ -37,6 +37,7 @@ class Predictor:
         Raises ConfigError for a folder that is neither, or for a model that needs a box around each person;
         ExportError for a bundle that does not load.
         """
+        require_model(folder)
         predictor = _from_bundle(folder) if (folder / "model.json").is_file() else _from_training(folder)
         if predictor.crop.view != "image":
             raise ConfigError(
@@ -74,6 +75,15 @@ class Predictor:
         # Pillow's bilinear filter widens as it shrinks: the antialiased triangle of pose.data.augment.resize.
         seen = crop.resize((self.input_size, self.input_size), Image.Resampling.BILINEAR)
         return np.asarray(seen).transpose(2, 0, 1)
+
+
+def require_model(folder: Path) -> None:
+    """Raises ConfigError for a folder that is neither a bundle nor a training folder."""
+    if not any((folder / name).is_file() for name in ("model.json", "spec.json")):
+        raise ConfigError(
+            f"{folder} holds no model: expected a bundle (with model.json and model.onnx) or a training folder "
+            "(with spec.json and model.safetensors). `pose registry list` names what models:/ can load."
+        )
 
 
 def _from_bundle(folder: Path) -> Predictor:

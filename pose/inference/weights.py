@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from pose.config import CropParams
-from pose.errors import ConfigError, TrainingError
+from pose.errors import TrainingError
 from pose.export import Deployed
+from pose.inference.predictor import require_model
 from pose.skeleton import skeleton_named
 from pose.systems import SYSTEMS, create, restore
 from pose.systems.base import System
@@ -36,18 +37,14 @@ def trained(folder: Path) -> Trained:
 
     Raises ConfigError for a folder that is neither, TrainingError for one whose training has not finished.
     """
+    require_model(folder)
     if (folder / "model.json").is_file():
         facts = json.loads((folder / "model.json").read_text())
         params = SYSTEMS[facts["system"]].Params.model_validate(facts["params"])
         system = create(facts["system"], params, skeleton_named(facts["skeleton"]))
         crop = CropParams.model_validate(facts["crop"])
         return Trained(facts["system"], restore(system, folder / WEIGHTS), crop, folder / WEIGHTS)
-    if (folder / "spec.json").is_file():
-        return _from_training(folder)
-    raise ConfigError(
-        f"{folder} holds no model: expected a bundle (with model.json) or a training folder (with spec.json). "
-        "`pose registry list` names what models:/ can load."
-    )
+    return _from_training(folder)
 
 
 def _from_training(folder: Path) -> Trained:

@@ -1,0 +1,218 @@
+"""The command line: what help costs and teaches, what each kind of failure exits with, what scripts read."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.main import get_command
+from typer.testing import CliRunner, Result
+
+from pose import config_loading
+from pose.cli import app
+from pose.config import ROOT
+from pose.errors import ConfigError, DataError, ExportError, RegistryError, TrainingError
+
+HEAVY = ("torch", "mlflow", "ray", "prefect", "dvc", "onnxruntime", "matplotlib", "numpy", "pydantic")
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+
+
+def pose(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pose.cli", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+
+
+def commands() -> list[tuple[str, ...]]:
+    """Every command by its words."""
+    found: list[tuple[str, ...]] = []
+
+    def walk(command, words: tuple[str, ...]) -> None:
+        children = getattr(command, "commands", None)
+        if children is None:
+            found.append(words)
+            return
+        for name, child in children.items():
+            walk(child, (*words, name))
+
+    walk(get_command(app), ())
+    return found
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout with params.yaml and profiles of its own, for commands that write beside them."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["data"]["demo"]["synthetic"] |= {"images": 24, "width": 64, "height": 64}
+    params["data"]["demo"]["crop"]["size"] = 48
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    profiles = tmp_path / "infra" / "profiles"
+    profiles.mkdir(parents=True)
+    for path in (ROOT / "infra/profiles").glob("*.yaml"):
+        (profiles / path.name).write_text(path.read_text())
+    monkeypatch.setattr("pose.config.ROOT", tmp_path)
+    return tmp_path
+
+
+# ---------------------------------------------------------------- help
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom pose.cli import app\n"
+        "assert CliRunner().invoke(app, ['--help']).exit_code == 0\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_names_every_command() -> None:
+    text = invoke("--help").output
+    expected = {"data", "systems", "config", "train", "train-all", "evaluate", "export", "predict", "registry"}
+    assert expected <= set(re.findall(r"^│ ([\w-]+) ", text, flags=re.MULTILINE))
+
+
+def test_commands_are_those_that_are_promised() -> None:
+    assert set(commands()) == {
+        ("data", "fetch"), ("data", "prepare"), ("data", "check"), ("data", "preview"),
+        ("systems", "list"), ("systems", "show"), ("config", "show"), ("config", "check"),
+        ("train",), ("train-all",), ("evaluate",), ("export",), ("predict",),
+        *(("registry", name) for name in ("list", "show", "promote", "rollback", "history", "trace", "sync")),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_every_help_has_an_example_that_parses(words: tuple[str, ...]) -> None:
+    """The example's own command exists and every option in it is one the command has."""
+    command = get_command(app)
+    for word in words:
+        command = command.commands[word]
+    help_text = command.help or ""
+    example = re.search(r"Example:\s+`(.+?)`", help_text, flags=re.DOTALL)
+    assert example is not None, f"{' '.join(words)} has no example"
+    text = example[1]
+    assert f"pose {' '.join(words)}" in text
+    options = {name for parameter in command.params for name in parameter.opts}
+    assert set(re.findall(r"(?<=\s)--?[a-z][\w-]*", text)) <= options
+
+
+# ---------------------------------------------------------------- exit codes
+
+
+def test_exit_codes_differ_by_kind() -> None:
+    kinds = (ConfigError, DataError, TrainingError, ExportError, RegistryError)
+    assert [kind.exit_code for kind in kinds] == [2, 3, 4, 5, 6]
+
+
+def test_expected_failure_is_one_paragraph_and_its_code() -> None:
+    done = pose("data", "fetch", "lspett")
+    assert done.returncode == ConfigError.exit_code
+    assert done.stdout == ""
+    assert re.fullmatch(r"ConfigError: unknown dataset 'lspett'; [^\n]*did you mean 'lspet'\?\)\n", done.stderr)
+
+
+def test_unexpected_failure_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_arguments: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(config_loading, "load", broken)
+    with pytest.raises(ZeroDivisionError):
+        invoke("config", "show")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("config", "show", "--profile", "demoo"), 2, "did you mean 'demo'"),
+        (("config", "show", "--set", "training.precison=bf16"), 2, "did you mean 'precision'"),
+        (("config", "show", "--set", "training.precision=fp8"), 2, "training.precision is 'fp8'"),
+        (("config", "show", "systems.vgg18"), 2, "no key 'vgg18' under systems"),
+        (("config", "show", "seed.deeper"), 2, "it is a single value"),
+        (("systems", "show", "vgg18"), 2, "did you mean vgg19?"),
+        (("train", "vgg18"), 2, "unknown architecture 'vgg18'"),
+        (("data", "preview", "demo", "--split", "training"), 2, "Invalid value for '--split'"),
+        (("predict", "nothing-*.jpg", "--model", "m"), 2, "'nothing-*.jpg' names no picture"),
+    ],
+)
+def test_impossible_requests_are_named(arguments: tuple[str, ...], code: int, words: str) -> None:
+    result = invoke(*arguments)
+    assert result.exit_code == code
+    assert words in " ".join(result.stderr.split())
+
+
+def test_unknown_option_is_refused() -> None:
+    assert invoke("systems", "list", "--jsn").exit_code == 2
+
+
+# ---------------------------------------------------------------- configuration and systems
+
+
+def test_config_show_is_what_a_run_would_use() -> None:
+    shown = json.loads(invoke("config", "show", "--profile", "demo", "--set", "seed=21", "--json").stdout)
+    assert shown == config_loading.load("demo", ["seed=21"]).model_dump(mode="json")
+    part = yaml.safe_load(invoke("config", "show", "training.checkpoint", "--profile", "demo").stdout)
+    assert part == shown["training"]["checkpoint"]
+
+
+def test_config_check_finds_the_bad_profile(elsewhere: Path) -> None:
+    (elsewhere / "infra/profiles/bad.yaml").write_text("training: {loader_treads: 2}\n")
+    result = invoke("config", "check", "--json")
+    found = json.loads(result.stdout)
+    assert result.exit_code == 2
+    assert {name for name, error in found.items() if error is not None} == {"bad"}
+    assert "training.loader_treads" in found["bad"]
+    (elsewhere / "infra/profiles/bad.yaml").unlink()
+    assert invoke("config", "check").exit_code == 0
+
+
+def test_systems_list_counts_for_the_joints_asked_for() -> None:
+    fourteen = {card["name"]: card for card in json.loads(invoke("systems", "list", "--json").stdout)}
+    assert list(fourteen) == list(config_loading.load().systems)
+    assert fourteen["vgg16_regressor"]["parameters"] == 27_583_068
+    seventeen = json.loads(invoke("systems", "show", "vgg16_regressor", "--joints", "17", "--json").stdout)
+    # Three more joints are six more outputs of a layer with 512 inputs and a bias.
+    assert seventeen["parameters"] - 27_583_068 == 6 * 513
+    assert seventeen["macs"] - fourteen["vgg16_regressor"]["macs"] == 6 * 512
+
+
+# ---------------------------------------------------------------- data
+
+
+def test_data_goes_from_nothing_to_a_picture(elsewhere: Path) -> None:
+    assert invoke("data", "fetch", "demo").exit_code == 0
+    assert (elsewhere / "data/raw/demo/demo.zip").is_file()
+    assert invoke("data", "prepare", "demo").exit_code == 0
+    counts = {s: len(json.loads((elsewhere / f"data/prepared/demo/{s}.json").read_text())["images"])
+              for s in ("train", "val", "test")}  # fmt: skip
+    assert sum(counts.values()) == 24
+    checked = invoke("data", "check", "demo", "--json", "--sheet", str(elsewhere / "worst.png"))
+    assert checked.exit_code == 0
+    assert isinstance(json.loads(checked.stdout), dict)
+    assert (elsewhere / "worst.png").is_file()
+    picture = elsewhere / "seen.png"
+    assert invoke("data", "preview", "demo", "--profile", "demo", "--out", str(picture)).exit_code == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_preparing_what_was_not_fetched_says_what_to_do(elsewhere: Path) -> None:
+    result = invoke("data", "prepare", "demo")
+    assert result.exit_code == DataError.exit_code
+    assert "pose data fetch demo" in " ".join(result.stderr.split())
+
+
+# ---------------------------------------------------------------- registry
+
+
+def test_empty_registry_is_an_empty_list(elsewhere: Path) -> None:
+    assert json.loads(invoke("registry", "list", "--json").stdout) == []
+    missing = invoke("registry", "trace", "pose-nothing@champion")
+    assert missing.exit_code == RegistryError.exit_code
+    assert "pose-nothing" in missing.stderr
