@@ -81,7 +81,8 @@ def _files(report: ExportReport) -> str:
     return (
         f"{files}\n\n{report.parameters:,} parameters. Largest difference from the trained network over "
         f"{report.parity_images} pictures of the split: {parity}. ONNX Runtime on the exporting machine's CPU, "
-        f"{threads}: {report.latency_ms:.2f} ms for one picture, {report.throughput:.0f} pictures a second in batches of 16."
+        f"{threads}: {report.latency_ms:.2f} ms for one picture, {report.throughput:.0f} pictures a second in "
+        "batches of 16."
     )
 
 
