@@ -77,8 +77,8 @@ def entry_of(name: str, noise: float, truth: People, info: DatasetInfo, *, head:
     given = {
         "title": name.title(), "evaluation": evaluation, "predictions": predictions, "truth": truth, "crop": crop,
         "history": history, "training_seconds": 10.0, "images_per_second": 90.0, "parameters": 27_583_068,
-        "model_bytes": 5_000_000, "latency_ms": 3.25, "throughput": 412.0, "version": "7",
-        "lineage": {"git commit": f"c0ffee-{name}"}, "command": f"pose train {name}",
+        "model_bytes": 5_000_000, "latency_ms": 3.25, "throughput": 412.0, "version": f"pose-{name}/7",
+        "lineage": {"git_commit": f"c0ffee-{name}", "seed": "20"}, "command": f"pose train {name}",
     }  # fmt: skip
     return Entry(name=name, **(given | fields))
 
@@ -87,7 +87,7 @@ def entry_of(name: str, noise: float, truth: People, info: DatasetInfo, *, head:
 def entries(truth: People, info: DatasetInfo) -> list[Entry]:
     return [
         entry_of("alpha", 25, truth, info, promoted=False, reason="+0.1 points, at least -2"),
-        entry_of("beta", 5, truth, info, promoted=True, reason="+3.1 points, at least 2.2"),
+        entry_of("beta", 5, truth, info, promoted=True, champion_of="pose-x", reason="+3.1 points, at least 2.2"),
         entry_of("gamma", 12, truth, info, head=False, latency_ms=None, throughput=None, version=None),
         Entry("delta", "Delta", failure="the loss is <NaN> & gone"),
     ]
@@ -174,7 +174,16 @@ def test_tables_hold_the_evaluations_figures(page: str, entries: list[Entry]):
     ankle = {row[0]: row[1:] for row in tables["per-joint"]}["right ankle"]
     assert ankle[1] == f"{100 * entries[1].evaluation.per_joint['pck_image_12'][0]:.1f}"
     outcomes = {row[0]: row[1:] for row in tables["outcomes"][1:]}
-    assert outcomes["beta"][-1].replace("\n", " ").split() == ["promoted", "+3.1", "points,", "at", "least", "2.2"]
+    assert outcomes["beta"][-1].replace("\n", " ").split() == [
+        "champion",
+        "of",
+        "pose-x",
+        "+3.1",
+        "points,",
+        "at",
+        "least",
+        "2.2",
+    ]
     assert outcomes["alpha"][-1] == "not promoted: +0.1 points, at least -2"
     assert outcomes["gamma"][2:4] == ["–", "–"]
     assert outcomes["delta"][-1] == "failed"
@@ -201,6 +210,11 @@ def test_audit_lineage_and_commands_are_told(page: str):
         "says nothing about presence",
     ):
         assert text in page
+
+
+def test_lineage_says_once_what_all_share(page: str):
+    assert page.count("<code>20</code>") == 1
+    assert page.count("<th>git commit</th>") == 1
 
 
 def test_galleries_run_from_best_to_worst(entries: list[Entry]):
@@ -239,7 +253,8 @@ def test_verdict_names_leader_failures_and_what_does_not_beat_the_mean_pose(trut
     text = " ".join(verdict(entries))
     assert text.startswith("beta finds")
     assert "leads gamma by" in text
-    assert "Promoted: beta." in text
+    assert "beta is the champion of pose-x." in text
+    assert "or the first: beta." in text
     assert "Failed: delta." in text
     assert "Not clearly above" not in text
     hopeless = entry_of("hopeless", 300, truth, info)
@@ -265,6 +280,7 @@ def test_terminal_table_fits_and_tells_all(entries: list[Entry]):
     assert order[:4] == ["beta", "gamma", "alpha", "delta"]
     beta = entries[1].evaluation
     assert next(row for row in rows if row[:1] == ["beta"])[1] == f"{100 * beta.metrics['pck_image_12']:.1f}"
+    assert next(row for row in rows if row[:1] == ["beta"])[-2:] == ["7", "champion"]
     low, high = beta.intervals["pck_image_12"]
     assert f"{100 * low:.1f}–{100 * high:.1f}" in text
     for told in ("mean pose", "always visible", "+3.1 points, at least 2.2", "not promoted", "n/a", "<NaN>"):

@@ -43,9 +43,11 @@ class Entry:
     throughput: float | None = None
     """Images a second in batches of 16, this machine."""
     version: str | None = None
-    """Registered model version."""
+    """Registered model version, as model/number."""
+    champion_of: str | None = None
+    """The dataset's registered model that this version is now the champion of, if it is."""
     promoted: bool | None = None
-    """Whether this version became a champion in this run; None where promotion did not look at it."""
+    """Whether this version became its architecture's champion in this run; None where promotion did not look at it."""
     reason: str = ""
     """Why it was promoted, or why not."""
     reused: bool = False

@@ -72,7 +72,7 @@ def build(
             known=known,
             presence={entry.name: pictures.presence_pictures(entry, skeleton, PRESENCE_EXAMPLES) for entry in order},
             galleries=_galleries(order, skeleton, gallery),
-            lineage_keys=sorted({key for entry in entries for key in entry.lineage}),
+            lineage=_lineage(entries),
             percent=tables.percent,
             number=tables.number,
             outcome=tables.outcome,
@@ -105,8 +105,13 @@ def verdict(entries: Sequence[Entry]) -> list[str]:
     below = [entry.name for entry in order if not _beats_mean_pose(entry)]
     if below:
         text.append(f"Not clearly above the mean pose: {', '.join(below)}.")
+    text += [f"{entry.name} is the champion of {entry.champion_of}." for entry in entries if entry.champion_of]
     promoted = [entry.name for entry in entries if entry.promoted]
-    text.append(f"Promoted: {', '.join(promoted)}." if promoted else "Nothing was promoted in this run.")
+    text.append(
+        f"Better than its architecture's last champion, or the first: {', '.join(promoted)}."
+        if promoted
+        else "No architecture's champion changed in this run."
+    )
     if failed:
         text.append(f"Failed: {', '.join(entry.name for entry in failed)}.")
     return text
@@ -221,6 +226,14 @@ def _limb_rows(order: Sequence[Entry]) -> list[dict[str, Any]]:
         }
         for k, limb in enumerate(_of(order[0]).limbs)
     ]
+
+
+def _lineage(entries: Sequence[Entry]) -> tuple[dict[str, str], list[str]]:
+    """What all architectures that have a lineage share, and the keys in which they differ."""
+    known = [entry.lineage for entry in entries if entry.lineage]
+    keys = sorted({key for lineage in known for key in lineage})
+    shared = {key: known[0][key] for key in keys if len({lineage.get(key) for lineage in known}) == 1}
+    return shared, [key for key in keys if key not in shared]
 
 
 def _galleries(order: Sequence[Entry], skeleton: Skeleton, size: int) -> dict[str, dict[str, list[pictures.Pair]]]:

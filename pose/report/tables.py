@@ -40,9 +40,14 @@ def results_table(entries: Sequence[Entry]) -> Table:
     order = ranked(entries, "pck_image_12")
     for entry in order:
         figures = [interval_text(entry.evaluation, metric) for metric, _ in COLUMNS]
-        style = "bold green" if entry.promoted else None
+        number_of_version = (entry.version or "–").rsplit("/", 1)[-1]
         table.add_row(
-            entry.name, *figures, number(entry.latency_ms), entry.version or "–", short_outcome(entry), style=style
+            entry.name,
+            *figures,
+            number(entry.latency_ms),
+            number_of_version,
+            short_outcome(entry),
+            style="bold green" if entry.champion_of else None,
         )
     for entry in entries:
         if entry.evaluation is None:
@@ -76,14 +81,16 @@ def number(value: float | None) -> str:
 
 def outcome(entry: Entry) -> str:
     """Promoted or not, and why."""
-    verdict = short_outcome(entry)
+    verdict = f"champion of {entry.champion_of}" if entry.champion_of else short_outcome(entry)
     return f"{verdict}: {entry.reason}" if entry.reason else verdict
 
 
 def short_outcome(entry: Entry) -> str:
-    """Failed, promoted, not promoted, or not compared."""
+    """Failed, champion, promoted, not promoted, or not compared."""
     if entry.evaluation is None:
         return "failed"
+    if entry.champion_of:
+        return "champion"
     return {None: "not compared", True: "promoted", False: "not promoted"}[entry.promoted]
 
 
