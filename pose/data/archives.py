@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shutil
+import ssl
 import time
 import urllib.error
 import urllib.parse
@@ -186,7 +187,7 @@ def _transfer(source: _Source, partial: Path) -> None:
             if error.code not in RETRIED_STATUS:
                 raise _UnavailableError(f"HTTP {error.code} {error.reason}") from error
             reason, pause = f"HTTP {error.code} {error.reason}", _retry_after(error)
-        except (urllib.error.URLError, HTTPException, ConnectionError, TimeoutError) as error:
+        except (urllib.error.URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
             reason, pause = str(getattr(error, "reason", error)) or type(error).__name__, 0.0
         fruitless = 1 if _size(partial) > before else fruitless + 1
         if fruitless >= ATTEMPTS:
