@@ -1,6 +1,6 @@
 """Preparation: audit, split, crop. The same archive and parameters always give the same bytes.
 
-The folder holds train|val|test.json (COCO keypoints), the shards, audit.json, audit.png and dataset.json.
+The folder holds train|val|test.json (COCO keypoints), the shards, audit.json, audit.png, dataset.json and SHA256SUMS.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pose.config import CropParams, DatasetParams, SplitParams
 from pose.data import crops
 from pose.data.check import Audit, Person, audit
 from pose.data.check_images import cores
-from pose.data.shards import SPLITS, DatasetInfo, Row, Split, write_shards
+from pose.data.shards import SPLITS, DatasetInfo, Row, Split, seal, write_shards
 from pose.data.sources import Source, open_source
 from pose.errors import DataError
 from pose.progress import say, track
@@ -101,6 +101,7 @@ def _write(
         counts[split] = write_shards(rows, folder, split, params.shard_rows, source.skeleton, params.crop.size)
     info = _info(name, params.crop, source.skeleton, audited, Split.open(folder, "train"), sides, counts)
     info.save(folder)
+    seal(folder)
     said = ", ".join(f"{counts[split]} {split}" for split in SPLITS)
     say(
         f"{name}: {said}, {len(audited.left_out)} people left out, {sum(info.findings.values())} findings in audit.json"

@@ -17,12 +17,16 @@ import numpy as np
 import pyarrow as pa
 
 from pose.config import CropParams
+from pose.data.crops import transform
+from pose.digests import file_sha256
 from pose.errors import DataError
 from pose.people import People
 from pose.skeleton import Skeleton, skeleton_named
 
 SPLITS = ("train", "val", "test")
 FORMAT = "1"
+DIGESTS = "SHA256SUMS"
+"""Lists the folder's other files as `sha256sum --check` reads them."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +146,6 @@ class Split:
     @cached_property
     def crop_keypoints(self) -> np.ndarray:
         """[N, K, 2] float32, crop px; anything where not labelled."""
-        from pose.data.crops import transform
-
         return transform(self.to_crop, self.keypoints)
 
 
@@ -187,6 +189,29 @@ def describe(directory: Path) -> DatasetInfo:
     for key in ("mean_pose", "mean_pose_crop", "presence_rate"):
         value[key] = np.array(value[key])
     return DatasetInfo(**value)
+
+
+def seal(directory: Path) -> None:
+    """Writes SHA256SUMS over all files of a prepared folder."""
+    lines = [f"{file_sha256(path)}  {path.name}\n" for path in sorted(directory.iterdir()) if path.name != DIGESTS]
+    (directory / DIGESTS).write_text("".join(lines))
+
+
+def verify(directory: Path) -> None:
+    """Compares a prepared folder with its SHA256SUMS, a second for 200 MB; DVC hands out a damaged cache unnoticed.
+
+    Raises DataError naming the first file that is missing or differs.
+    """
+    if not (directory / DIGESTS).exists():
+        raise DataError(f"{directory} has no {DIGESTS}; prepare the dataset first (`pose data prepare`).")
+    for line in (directory / DIGESTS).read_text().splitlines():
+        expected, name = line.split("  ", maxsplit=1)
+        found = file_sha256(directory / name) if (directory / name).exists() else "nothing"
+        if found != expected:
+            raise DataError(
+                f"{directory / name} is damaged: its sha256 is {found}, {DIGESTS} says {expected}. Prepare the "
+                f"dataset again (`dvc repro --force prepare@{directory.name}`)."
+            )
 
 
 def _schema(skeleton: Skeleton, crop_size: int) -> pa.Schema:

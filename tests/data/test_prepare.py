@@ -15,7 +15,7 @@ from pose.data import prepare as preparing
 from pose.data.check import Audit, audit
 from pose.data.crops import crop_affine, transform
 from pose.data.prepare import prepare, split_images
-from pose.data.shards import SPLITS, Split, describe
+from pose.data.shards import SPLITS, Split, describe, verify
 from pose.data.sources import Source, fetch_dataset
 from pose.digests import tree_sha256
 from pose.errors import DataError
@@ -157,6 +157,20 @@ def test_person_crops_follow_their_boxes(tmp_path: Path, monkeypatch: pytest.Mon
         np.testing.assert_allclose(split.to_crop[row], expected, rtol=1e-4, atol=1e-3)
         corners = transform(split.to_crop[row], split.boxes[row].reshape(2, 2))
         assert np.ptp(corners, axis=0).max() == pytest.approx(32 / 1.25, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["train-00000.arrow", "dataset.json"])
+def test_a_flipped_byte_is_found(prepared: tuple[Source, Path], name: str) -> None:
+    _, folder = prepared
+    verify(folder)
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{name} is damaged"):
+        verify(folder)
+    (folder / name).unlink()
+    with pytest.raises(DataError, match=rf"{name} is damaged: its sha256 is nothing"):
+        verify(folder)
 
 
 # ---------------------------------------------------------------- splits
