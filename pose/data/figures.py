@@ -44,6 +44,26 @@ class Figure:
     chest: np.ndarray
 
 
+@dataclass(frozen=True)
+class Person:
+    """A figure placed in the image."""
+
+    figure: Figure
+    unit: float
+    """Stature in px."""
+    origin: np.ndarray
+    """[2] px, the pelvis."""
+
+    def pixel(self, name: str) -> np.ndarray:
+        """[2] px."""
+        return self.figure.points[name][:2] * self.unit + self.origin
+
+    @property
+    def trunk_depth(self) -> float:
+        """Statures from the camera's plane through the pelvis to the middle of the trunk."""
+        return float(self.figure.points["neck"][2] + self.figure.points["pelvis"][2]) / 2
+
+
 def turn(yaw: float, pitch: float, roll: float) -> np.ndarray:
     """[3, 3] rotation of a (left, up, forward) frame, degrees: yaw to its left, pitch forwards, roll to its left."""
     y, p, r = np.radians([yaw, pitch, roll])

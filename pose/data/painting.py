@@ -1,4 +1,4 @@
-"""A canvas that remembers who owns each pixel: shaded, textured body parts painted from far to near.
+"""A canvas that remembers who owns each pixel, and dressed people painted on it from far to near.
 
 Everything is a signed distance to a shape, so that edges are smooth without drawing larger and shrinking.
 """
@@ -7,11 +7,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
+from pose.data.figures import HEAD_RADII, Person
+from pose.data.scenery import random_colour
+
 Pattern = Literal["plain", "hoops", "stripes", "checks", "dots"]
+PATTERNS: tuple[Pattern, ...] = ("plain", "plain", "plain", "hoops", "stripes", "checks", "dots")
+PARTS = (
+    "torso", "neck", "head",
+    *(f"{side}_{part}" for side in ("left", "right")
+      for part in ("upper_arm", "forearm", "hand", "thigh", "shin", "foot")),
+)  # fmt: skip
+"""What a body is painted of; a pixel's owner is a person's first number plus an index into this."""
+PARTS_PER_PERSON = 32
 SHADOW = 0.35
 """How much a part darkens what lies right behind its edge."""
 AMBIENT = 0.45
@@ -186,3 +198,76 @@ def _marked(
         mark = (np.abs(normal + sideways) < 0.45) & (share > 0.2) & (share < 0.6)
     contrast = 255.0 - cloth.colour if is_front else cloth.second
     return np.where(mark, contrast, colour)
+
+
+# ---------------------------------------------------------------- dressing and painting
+
+
+def random_cloth(rng: np.random.Generator) -> Cloth:
+    """Two colours, a pattern (plain in three of seven), a period and a roughness."""
+    pattern = PATTERNS[rng.integers(len(PATTERNS))]
+    vivid = rng.uniform(0.2, 1)
+    return Cloth(
+        random_colour(rng, vivid),
+        random_colour(rng, vivid),
+        pattern,
+        float(rng.uniform(0.03, 0.09)),
+        float(rng.uniform(0, 0.1)),
+    )
+
+
+def _skin(rng: np.random.Generator) -> Cloth:
+    tone = np.array([236, 188, 150]) + rng.uniform(0, 1) * np.array([-170, -140, -115])
+    colour = (tone + rng.normal(0, 6, 3)).astype(np.float32)[:, None, None]
+    return Cloth(colour, colour, rough=0.03)
+
+
+def paint_person(rng: np.random.Generator, canvas: Canvas, person: Person, first_owner: int) -> None:
+    """Dresses a person and paints the parts from the farthest to the nearest."""
+    skin, shirt, trousers, shoes = _skin(rng), random_cloth(rng), random_cloth(rng), random_cloth(rng)
+    shade = float(rng.uniform(10, 200)) * np.array([1.0, rng.uniform(0.6, 1), rng.uniform(0.3, 1)])
+    hair = Cloth(shade.astype(np.float32)[:, None, None], shade.astype(np.float32)[:, None, None])
+    sleeve, leg = (shirt if rng.random() < 0.55 else skin), (trousers if rng.random() < 0.6 else skin)
+    build = float(rng.uniform(0.85, 1.25))
+    points = person.figure.points
+
+    def limb(name: str, start: str, end: str, widths: tuple[float, float], cloth: Cloth, nearer: float = 0.0) -> None:
+        depth = (points[start][2] + points[end][2]) / 2 - nearer
+        scaled = (widths[0] * build * person.unit, widths[1] * build * person.unit)
+        ends = (person.pixel(start), person.pixel(end))
+        owner = first_owner + PARTS.index(name)
+        jobs.append((depth, partial(canvas.slab, owner, ends, scaled, cloth, person.unit)))
+
+    jobs: list[tuple[float, partial[None]]] = []
+    for side in ("left", "right"):
+        limb(f"{side}_upper_arm", f"{side}_shoulder", f"{side}_elbow", (0.04, 0.032), shirt, 0.03)
+        limb(f"{side}_forearm", f"{side}_elbow", f"{side}_wrist", (0.031, 0.022), sleeve, 0.035)
+        limb(f"{side}_hand", f"{side}_wrist", f"{side}_hand", (0.021, 0.024), skin, 0.034)
+        limb(f"{side}_thigh", f"{side}_hip", f"{side}_knee", (0.062, 0.045), trousers)
+        limb(f"{side}_shin", f"{side}_knee", f"{side}_ankle", (0.043, 0.028), leg, 0.005)
+        limb(f"{side}_foot", f"{side}_ankle", f"{side}_toe", (0.032, 0.024), shoes, 0.01)
+    limb("neck", "neck", "head_centre", (0.034, 0.032), skin)
+    jobs.append((person.trunk_depth, partial(_torso, canvas, person, first_owner, shirt, build)))
+    centre, radii = person.pixel("head_centre"), (HEAD_RADII[0] * person.unit, HEAD_RADII[1] * person.unit)
+    head = partial(canvas.head, first_owner + PARTS.index("head"), centre, person.figure.head, radii, skin, hair)
+    jobs.append((float(points["head_centre"][2]) - 0.02, head))
+    for _, job in sorted(jobs, key=lambda entry: -entry[0]):
+        job()
+
+
+def _torso(canvas: Canvas, person: Person, first_owner: int, shirt: Cloth, build: float) -> None:
+    """A boxy slab from the collar to the seat, as wide as shoulders and hips look from the camera."""
+    points, unit = person.figure.points, person.unit
+    top, seat = person.pixel("neck"), person.pixel("pelvis")
+    axis = (seat - top) / max(float(np.hypot(*(seat - top))), 1e-3)
+    across = np.array([-axis[1], axis[0]])
+
+    def half_width(joint: str, flesh: float, thickness: float) -> float:
+        apart = (points[f"left_{joint}"] - points[f"right_{joint}"])[:2] / 2
+        return unit * max(abs(float(apart @ across)) + flesh * build, thickness * build)
+
+    widths = (half_width("shoulder", 0.025, 0.075), half_width("hip", 0.045, 0.075))
+    ends = (top + axis * 0.055 * unit, seat)
+    canvas.slab(
+        first_owner + PARTS.index("torso"), ends, widths, shirt, unit, corner=0.55, front=person.figure.chest[2]
+    )

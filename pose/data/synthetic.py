@@ -13,8 +13,6 @@ import os
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from functools import partial
 from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,9 +22,9 @@ from PIL import Image
 
 from pose.config import SyntheticParams
 from pose.data.coco import category
-from pose.data.figures import HEAD_RADII, Figure, random_figure
-from pose.data.painting import Canvas, Cloth, Pattern
-from pose.data.scenery import background, expose, lamp, random_colour
+from pose.data.figures import Person, random_figure
+from pose.data.painting import PARTS, PARTS_PER_PERSON, Canvas, paint_person, random_cloth
+from pose.data.scenery import background, expose, lamp
 from pose.progress import track
 from pose.skeleton import Skeleton, skeleton_named
 
@@ -36,19 +34,15 @@ EDITION = 1
 QUALITY = 92
 PER_PROCESS = 64
 """Fewer images than this are not worth another process."""
-PARTS_PER_PERSON = 32
 FRAMING = 2.0
 """Photographers aim: 1 puts people anywhere, more puts them nearer to the middle."""
+BEYOND = 0.1
+"""Share of a person's extent that may stick out of the image."""
 OBSTRUCTED = 0.4
 """Share of the images in which something stands before a person."""
 OBSTACLE = 30_000
 """Owner number of what stands before people; people's parts count from 1."""
 
-PARTS = (
-    "torso", "neck", "head",
-    *(f"{side}_{part}" for side in ("left", "right")
-      for part in ("upper_arm", "forearm", "hand", "thigh", "shin", "foot")),
-)  # fmt: skip
 MEETING = {
     "shoulder": ("upper_arm", "torso"),
     "elbow": ("upper_arm", "forearm"),
@@ -61,24 +55,8 @@ MEETING = {
     **dict.fromkeys(("nose", "eye", "ear"), ("head",)),
 }
 """The parts of which one must be seen where a joint is, for the joint to count as visible."""
-PATTERNS: tuple[Pattern, ...] = ("plain", "plain", "plain", "hoops", "stripes", "checks", "dots")
 BURIED = 0.09
 """Statures that a shoulder or hip may lie behind the middle of the trunk and still count as visible through it."""
-
-
-@dataclass(frozen=True)
-class _Person:
-    """A figure placed in the image."""
-
-    figure: Figure
-    unit: float
-    """Stature in px."""
-    origin: np.ndarray
-    """[2] px, the pelvis."""
-
-    def pixel(self, name: str) -> np.ndarray:
-        """[2] px."""
-        return self.figure.points[name][:2] * self.unit + self.origin
 
 
 # ---------------------------------------------------------------- one image
@@ -97,7 +75,7 @@ def draw(params: SyntheticParams, index: int) -> tuple[Image.Image, list[dict]]:
         _stray_bar(rng, canvas, 0, rng.uniform(0.1, 0.9, 2) * (params.width, params.height))
     people = _place(rng, params)
     for number, person in enumerate(people):
-        _paint(rng, canvas, person, number * PARTS_PER_PERSON + 1)
+        paint_person(rng, canvas, person, number * PARTS_PER_PERSON + 1)
     if rng.random() < OBSTRUCTED:
         behind = people[rng.integers(len(people))]
         _stray_bar(rng, canvas, OBSTACLE, behind.pixel(skeleton.joints[rng.integers(skeleton.size)]))
@@ -110,11 +88,11 @@ def draw(params: SyntheticParams, index: int) -> tuple[Image.Image, list[dict]]:
     return expose(rng, canvas.image, grain), annotations
 
 
-def _place(rng: np.random.Generator, params: SyntheticParams) -> list[_Person]:
+def _place(rng: np.random.Generator, params: SyntheticParams) -> list[Person]:
     """People of random size at random places, mostly inside the image and not all in one spot; nearest last."""
     count = int(rng.integers(params.people[0], params.people[1] + 1))
     side = min(params.width, params.height)
-    placed: list[_Person] = []
+    placed: list[Person] = []
     boxes: list[np.ndarray] = []
     for _ in range(count):
         figure = random_figure(rng)
@@ -124,13 +102,13 @@ def _place(rng: np.random.Generator, params: SyntheticParams) -> list[_Person]:
         unit = side * rng.uniform(0.6, 1.0) / count**0.35 / max(float(extent.max()), 0.75)
         for _ in range(12):
             room = np.array([params.width, params.height]) - extent * unit
-            beyond = 0.1 * extent * unit  # the share that may stick out of the image
+            beyond = BEYOND * extent * unit
             corner = rng.beta(FRAMING, FRAMING, 2) * (room + 2 * beyond) - beyond
             box = np.concatenate([corner, corner + extent * unit])
             if all(_overlap(box, other) < 0.4 for other in boxes):
                 break
         boxes.append(box)
-        placed.append(_Person(figure, unit, corner - low * unit))
+        placed.append(Person(figure, unit, corner - low * unit))
     return sorted(placed, key=lambda person: person.unit)
 
 
@@ -148,90 +126,13 @@ def _stray_bar(rng: np.random.Generator, canvas: Canvas, owner: int, middle: np.
     angle, length = rng.uniform(0, np.pi), side * rng.uniform(0.06, 0.2)
     reach = length * np.array([np.cos(angle), np.sin(angle)])
     widths = (side * rng.uniform(0.015, 0.06), side * rng.uniform(0.015, 0.06))
-    canvas.slab(owner, (middle - reach, middle + reach), widths, _cloth(rng), side, corner=rng.uniform(0.2, 1))
-
-
-# ---------------------------------------------------------------- dressing and painting
-
-
-def _cloth(rng: np.random.Generator) -> Cloth:
-    pattern = PATTERNS[rng.integers(len(PATTERNS))]
-    vivid = rng.uniform(0.2, 1)
-    return Cloth(
-        random_colour(rng, vivid),
-        random_colour(rng, vivid),
-        pattern,
-        float(rng.uniform(0.03, 0.09)),
-        float(rng.uniform(0, 0.1)),
-    )
-
-
-def _skin(rng: np.random.Generator) -> Cloth:
-    tone = np.array([236, 188, 150]) + rng.uniform(0, 1) * np.array([-170, -140, -115])
-    colour = (tone + rng.normal(0, 6, 3)).astype(np.float32)[:, None, None]
-    return Cloth(colour, colour, rough=0.03)
-
-
-def _paint(rng: np.random.Generator, canvas: Canvas, person: _Person, first_owner: int) -> None:
-    """Dresses a person and paints the parts from the farthest to the nearest."""
-    skin, shirt, trousers, shoes = _skin(rng), _cloth(rng), _cloth(rng), _cloth(rng)
-    shade = float(rng.uniform(10, 200)) * np.array([1.0, rng.uniform(0.6, 1), rng.uniform(0.3, 1)])
-    hair = Cloth(shade.astype(np.float32)[:, None, None], shade.astype(np.float32)[:, None, None])
-    sleeve, leg = (shirt if rng.random() < 0.55 else skin), (trousers if rng.random() < 0.6 else skin)
-    build = float(rng.uniform(0.85, 1.25))
-    points = person.figure.points
-
-    def limb(name: str, start: str, end: str, widths: tuple[float, float], cloth: Cloth, nearer: float = 0.0) -> None:
-        depth = (points[start][2] + points[end][2]) / 2 - nearer
-        scaled = (widths[0] * build * person.unit, widths[1] * build * person.unit)
-        ends = (person.pixel(start), person.pixel(end))
-        owner = first_owner + PARTS.index(name)
-        jobs.append((depth, partial(canvas.slab, owner, ends, scaled, cloth, person.unit)))
-
-    jobs: list[tuple[float, partial[None]]] = []
-    for side in ("left", "right"):
-        limb(f"{side}_upper_arm", f"{side}_shoulder", f"{side}_elbow", (0.04, 0.032), shirt, 0.03)
-        limb(f"{side}_forearm", f"{side}_elbow", f"{side}_wrist", (0.031, 0.022), sleeve, 0.035)
-        limb(f"{side}_hand", f"{side}_wrist", f"{side}_hand", (0.021, 0.024), skin, 0.034)
-        limb(f"{side}_thigh", f"{side}_hip", f"{side}_knee", (0.062, 0.045), trousers)
-        limb(f"{side}_shin", f"{side}_knee", f"{side}_ankle", (0.043, 0.028), leg, 0.005)
-        limb(f"{side}_foot", f"{side}_ankle", f"{side}_toe", (0.032, 0.024), shoes, 0.01)
-    limb("neck", "neck", "head_centre", (0.034, 0.032), skin)
-    jobs.append((_trunk_depth(person), partial(_torso, canvas, person, first_owner, shirt, build)))
-    centre, radii = person.pixel("head_centre"), (HEAD_RADII[0] * person.unit, HEAD_RADII[1] * person.unit)
-    head = partial(canvas.head, first_owner + PARTS.index("head"), centre, person.figure.head, radii, skin, hair)
-    jobs.append((float(points["head_centre"][2]) - 0.02, head))
-    for _, job in sorted(jobs, key=lambda entry: -entry[0]):
-        job()
-
-
-def _trunk_depth(person: _Person) -> float:
-    points = person.figure.points
-    return float(points["neck"][2] + points["pelvis"][2]) / 2
-
-
-def _torso(canvas: Canvas, person: _Person, first_owner: int, shirt: Cloth, build: float) -> None:
-    """A boxy slab from the collar to the seat, as wide as shoulders and hips look from the camera."""
-    points, unit = person.figure.points, person.unit
-    top, seat = person.pixel("neck"), person.pixel("pelvis")
-    axis = (seat - top) / max(float(np.hypot(*(seat - top))), 1e-3)
-    across = np.array([-axis[1], axis[0]])
-
-    def half_width(joint: str, flesh: float, thickness: float) -> float:
-        apart = (points[f"left_{joint}"] - points[f"right_{joint}"])[:2] / 2
-        return unit * max(abs(float(apart @ across)) + flesh * build, thickness * build)
-
-    widths = (half_width("shoulder", 0.025, 0.075), half_width("hip", 0.045, 0.075))
-    ends = (top + axis * 0.055 * unit, seat + axis * 0.0)
-    canvas.slab(
-        first_owner + PARTS.index("torso"), ends, widths, shirt, unit, corner=0.55, front=person.figure.chest[2]
-    )
+    canvas.slab(owner, (middle - reach, middle + reach), widths, random_cloth(rng), side, corner=rng.uniform(0.2, 1))
 
 
 # ---------------------------------------------------------------- labels
 
 
-def _annotate(owner: np.ndarray, person: _Person, first_owner: int, skeleton: Skeleton) -> dict:
+def _annotate(owner: np.ndarray, person: Person, first_owner: int, skeleton: Skeleton) -> dict:
     """Keypoints, visible silhouette's box and area."""
     keypoints: list[float] = []
     labelled = 0
@@ -253,7 +154,7 @@ def _annotate(owner: np.ndarray, person: _Person, first_owner: int, skeleton: Sk
     }
 
 
-def _visibility(owner: np.ndarray, person: _Person, first_owner: int, joint: str, x: float, y: float) -> int:
+def _visibility(owner: np.ndarray, person: Person, first_owner: int, joint: str, x: float, y: float) -> int:
     height, width = owner.shape
     if not (0 <= x < width and 0 <= y < height):
         return 0
@@ -265,7 +166,7 @@ def _visibility(owner: np.ndarray, person: _Person, first_owner: int, joint: str
         return 1
     depth = person.figure.points[joint][2]
     if kind in ("shoulder", "hip") and seen == PARTS.index("torso"):
-        return 1 if depth > _trunk_depth(person) + BURIED else 2
+        return 1 if depth > person.trunk_depth + BURIED else 2
     if kind in ("nose", "eye", "ear"):
         return 2 if depth <= person.figure.points["head_centre"][2] else 1
     return 2
