@@ -198,6 +198,7 @@ def test_diagrams_show_every_architecture(page: str):
             assert name in diagram
         assert "currentColor" in diagram
         assert "#010203" not in diagram
+        assert "DejaVu" not in diagram
 
 
 def test_audit_lineage_and_commands_are_told(page: str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ INK = "#010203"
 COLOURS = ("#2f7ed8", "#e07b1a", "#1f9e77", "#c2478f", "#8a63d2", "#b59a0c", "#d1495b", "#4aa3b5")
 """Legible on white and on near-black; neighbours differ for the colour-blind too."""
 BASELINE = "#8b8f98"
+NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -53,9 +55,11 @@ def render(draw: Callable[[Sequence[Entry]], Figure], entries: Sequence[Entry]) 
     buffer, name = io.StringIO(), draw.__name__
     with mpl.rc_context(STYLE | {"svg.hashsalt": name}):
         figure = draw(entries)
-        figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
+        figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight", metadata=NO_METADATA)
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
+    # Text then inherits the page's own font.
+    text = re.sub(r"font-family: [^;]*; ?", "", text)
     return text.replace('id="', f'id="{name}-').replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
 
 
