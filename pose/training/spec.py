@@ -23,6 +23,7 @@ NUMERIC_PACKAGES = ("torch", "torchvision", "numpy")
 
 NUMERIC_CODE = (
     "pose/systems/base.py",
+    "pose/skeleton.py",
     "pose/layers/*.py",
     "pose/data/batch.py",
     "pose/data/loader.py",

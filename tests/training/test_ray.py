@@ -41,14 +41,13 @@ def private_ray(monkeypatch):
 
 
 def test_a_killed_worker_changes_nothing(spec, tmp_path, private_ray):
-    import train_rank  # noqa: F401  (the helper's processes are those of test_resume)
     from test_resume import train_in_ranks
 
     many = {
         "phases": [
             {
                 "name": "regression",
-                "epochs": 40,
+                "epochs": 15,
                 "train": ["trunk", "presence", "coordinates"],
                 "losses": {"presence": 0.1, "coordinates": 10.0},
             }

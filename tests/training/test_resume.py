@@ -14,7 +14,8 @@ from pose.training import stage
 from pose.training.spec import Outcome, TrainingSpec
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["train_rank"])  # torch is imported once for all of them
+# Imported once for all of them; the server finds only what the interpreter itself would find.
+PROCESSES.set_forkserver_preload(["pose.training.loop", "torch._dynamo"])
 
 
 def train_in_ranks(spec: TrainingSpec, size: int, *kill: int) -> list[int]:
@@ -27,7 +28,7 @@ def train_in_ranks(spec: TrainingSpec, size: int, *kill: int) -> list[int]:
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(timeout=120)
+        process.join(timeout=250)
     return [process.exitcode for process in ranks]
 
 
