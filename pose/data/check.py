@@ -63,7 +63,7 @@ class Audit:
         errors = [finding for finding in self.findings if finding.severity == "error"]
         if errors:
             bad = [finding for finding in self.findings if finding.severity == "bad"]
-            raise DataError(f"The audit stops this dataset. {_named('error', errors)}{_named('left out', bad)}")
+            raise DataError(f"The audit stops this dataset.{_named('error', errors)}{_named('left out', bad)}")
 
     def summary(self) -> Table:
         """One row per kind of finding."""
@@ -266,4 +266,4 @@ def _named(title: str, findings: list[Finding]) -> str:
     if not findings:
         return ""
     more = f"; and {len(findings) - NAMED_IN_ERROR} more" if len(findings) > NAMED_IN_ERROR else ""
-    return f"{title}: {'; '.join(str(finding) for finding in findings[:NAMED_IN_ERROR])}{more}. "
+    return f" {title}: {'; '.join(str(finding) for finding in findings[:NAMED_IN_ERROR])}{more}."

@@ -75,7 +75,7 @@ def _stop_on_errors(audited: Audit, source: Source, report: Path) -> None:
     except DataError as error:
         report.mkdir(parents=True, exist_ok=True)
         _write_audit(audited, source, report)
-        raise DataError(f"{error}All findings: {report / 'audit.json'}, the worst in pictures: audit.png.") from None
+        raise DataError(f"{error} All findings: {report / 'audit.json'}, the worst in pictures: audit.png.") from None
 
 
 def _write_audit(audited: Audit, source: Source, folder: Path) -> None:
