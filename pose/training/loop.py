@@ -27,6 +27,7 @@ def train(spec: TrainingSpec, world: World | None = None, report: Report = lambd
     are those of an uninterrupted training, bit for bit. Raises TrainingError, DataError, ConfigError.
     """
     world = world or World()
+    spec.check_current()
     if world.main:
         spec.save()
     with settings.applied(spec.params.training, world):

@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,8 @@ class TrainingSpec:
     storage: Path
     mlflow_run: str | None = None
     """Travels in the checkpoints, so that a resumed training goes on in the same record."""
+    recorded: str | None = field(default=None, compare=False)
+    """The fingerprint that a spec read from JSON was written with: it stays itself when the code moves on."""
 
     @property
     def system_params(self) -> SystemParams:
@@ -65,7 +67,15 @@ class TrainingSpec:
     @cached_property
     def fingerprint(self) -> str:
         """Hex digest of all that decides the trained weights; storage, parallelism and reports are not in it."""
-        return json_sha256(self.identity())
+        return self.recorded or json_sha256(self.identity())
+
+    def check_current(self) -> None:
+        """Raises ConfigError where code or packages are no longer those the spec was made with."""
+        if self.fingerprint != json_sha256(self.identity()):
+            raise ConfigError(
+                f"{self.name} was specified with other code or package versions than are here now, and would be "
+                f"trained half by these and half by those; start it anew, under its new fingerprint"
+            )
 
     def identity(self) -> dict[str, Any]:
         """What the fingerprint is the digest of."""
@@ -108,6 +118,7 @@ class TrainingSpec:
             "data_hash": self.data_hash,
             "storage": str(self.storage),
             "mlflow_run": self.mlflow_run,
+            "recorded": self.fingerprint,
         }
         return json.dumps(value, indent=1)
 

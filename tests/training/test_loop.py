@@ -223,6 +223,14 @@ def test_spec_survives_json(spec):
     assert again.fingerprint == s.fingerprint
 
 
+def test_a_spec_from_other_code_keeps_its_name_but_is_not_trained(spec):
+    value = json.loads(spec().to_json()) | {"recorded": "e" * 64}
+    old = TrainingSpec.from_json(json.dumps(value))
+    assert old.name == "baseline1-" + "e" * 12
+    with pytest.raises(ConfigError, match="other code"):
+        loop.train(old)
+
+
 def test_the_loop_needs_none_of_the_orchestrators():
     blocked = "ray mlflow prefect dvc typer"
     code = (

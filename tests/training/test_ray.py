@@ -40,6 +40,7 @@ def private_ray(monkeypatch):
     ray.shutdown()
 
 
+@pytest.mark.timeout(900)
 def test_a_killed_worker_changes_nothing(spec, tmp_path, private_ray):
     from test_resume import train_in_ranks
 
