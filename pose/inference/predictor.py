@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -71,9 +72,11 @@ class Predictor:
 
     def _input(self, image: Image.Image, to_crop: np.ndarray) -> np.ndarray:
         """[3, S, S] uint8, what the network sees of one picture."""
-        crop = extract(image.convert("RGB"), to_crop, self.crop.size)
+        # Through a JPEG like the stored crops: networks learn from it, and figures measured on it hold here.
+        stored = io.BytesIO()
+        extract(image.convert("RGB"), to_crop, self.crop.size).save(stored, "JPEG", quality=self.crop.quality)
         # Pillow's bilinear filter widens as it shrinks: the antialiased triangle of pose.data.augment.resize.
-        seen = crop.resize((self.input_size, self.input_size), Image.Resampling.BILINEAR)
+        seen = Image.open(stored).resize((self.input_size, self.input_size), Image.Resampling.BILINEAR)
         return np.asarray(seen).transpose(2, 0, 1)
 
 

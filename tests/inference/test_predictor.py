@@ -37,11 +37,15 @@ def write_centroid_bundle(folder: Path, crop: CropParams = CROP, input_size: int
     moments = np.stack([x.ravel(), y.ravel(), np.ones(input_size**2, np.float32)], axis=1)
     constants = {
         "flat": np.array([0, 3, -1], np.int64), "moments": moments.astype(np.float32), "tiny": np.float32([1e-6]),
+        "dark": np.float32([110]),
         "parts": np.array([2, 1], np.int64), "colours": np.arange(LSP14.size) % 3, "last": np.array([2], np.int64),
     }  # fmt: skip
     nodes = [
         helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT),
-        helper.make_node("Reshape", ["float", "flat"], ["pixels"]),
+        # What JPEG leaves around an edge and in the other colours is not light.
+        helper.make_node("Sub", ["float", "dark"], ["above"]),
+        helper.make_node("Relu", ["above"], ["light"]),
+        helper.make_node("Reshape", ["light", "flat"], ["pixels"]),
         helper.make_node("MatMul", ["pixels", "moments"], ["sums"]),
         helper.make_node("Split", ["sums", "parts"], ["first", "mass"], axis=2),
         helper.make_node("Add", ["mass", "tiny"], ["safe"]),
@@ -98,8 +102,8 @@ def test_joints_land_where_the_light_is(bundle: Path) -> None:
     assert np.array_equal(people.boxes[:, 2:], people.image_sizes)
     for n, (size, centres) in enumerate(zip(sizes, truth, strict=True)):
         for k in range(LSP14.size):
-            # An input pixel is size / INPUT original ones; the centre of brightness is good to a tenth of it.
-            tolerance = 0.1 * np.array(size) / INPUT
+            # In input pixels, of size / INPUT original ones; a wrong convention of pixel centres would cost 0.17.
+            tolerance = 0.15 * np.array(size) / INPUT
             assert np.all(np.abs(people.keypoints[n, k] - centres[k % 3]) <= tolerance), (size, k)
 
 
@@ -124,9 +128,17 @@ def test_input_is_what_evaluation_feeds() -> None:
 
     picture = scene(3, (333, 241))
     Predictor("probe", network, LSP14, CROP, INPUT).predict([picture])
-    stored = extract(picture, crop_affine(CROP, np.zeros(4), picture.size), SIZE)
-    expected = augment.resize(torch.from_numpy(np.asarray(stored).transpose(2, 0, 1).copy())[None], INPUT)
+    stored = np.asarray(Image.open(io.BytesIO(as_stored(picture)))).transpose(2, 0, 1)
+    expected = augment.resize(torch.from_numpy(stored.copy())[None], INPUT)
     assert np.abs(seen[0].astype(int) - expected.numpy().astype(int)).max() == 0
+
+
+def as_stored(picture: Image.Image) -> bytes:
+    """The crop as preparation writes it into a shard."""
+    encoded = io.BytesIO()
+    affine = crop_affine(CROP, np.zeros(4), picture.size)
+    extract(picture, affine, SIZE).save(encoded, "JPEG", quality=CROP.quality)
+    return encoded.getvalue()
 
 
 def scene(seed: int, size: tuple[int, int]) -> Image.Image:
@@ -138,7 +150,6 @@ def scene(seed: int, size: tuple[int, int]) -> Image.Image:
         x, y = generator.uniform(0, 1, 2) * size
         r = generator.uniform(0.05, 0.3) * min(size)
         draw.ellipse((x - r, y - r, x + r, y + r), fill=tuple(generator.integers(0, 255, 3).tolist()))
-    # As soft as a photograph; JPEG's losses at hard, saturated edges are another matter.
     return image.filter(ImageFilter.GaussianBlur(min(size) / 40))
 
 
@@ -154,7 +165,7 @@ def make_lively(system: System) -> None:
         head.weight *= 4 / INPUT / moved
 
 
-def test_agrees_with_evaluation_to_a_third_of_a_pixel(tmp_path: Path, loaded_params) -> None:
+def test_agrees_with_evaluation(tmp_path: Path, loaded_params) -> None:
     block = loaded_params.systems["baseline2"].model_copy(update={"input_size": INPUT, "hidden": [64, 32]})
     torch.manual_seed(0)
     system = create("baseline2", SYSTEMS["baseline2"].Params.model_validate(block.model_dump()), LSP14)
@@ -163,12 +174,9 @@ def test_agrees_with_evaluation_to_a_third_of_a_pixel(tmp_path: Path, loaded_par
     rows = []
     for n, picture in enumerate(pictures):
         affine = crop_affine(CROP, np.zeros(4), picture.size)
-        encoded = io.BytesIO()
-        # Near lossless: what the stored JPEG costs is preparation's choice, agreement is about geometry.
-        extract(picture, affine, SIZE).save(encoded, "JPEG", quality=100, subsampling=0)
         box = np.array([0, 0, *picture.size], np.float32)
         zeros = np.zeros((LSP14.size, 2), np.float32)
-        rows.append(Row(encoded.getvalue(), f"{n}.png", n, n, picture.size, box, zeros, np.ones(LSP14.size), affine))
+        rows.append(Row(as_stored(picture), f"{n}.png", n, n, picture.size, box, zeros, np.ones(LSP14.size), affine))
     write_shards(rows, tmp_path, "test", 10, LSP14, SIZE)
 
     evaluated = evaluate_predict(system, Split.open(tmp_path, "test"))
@@ -177,9 +185,9 @@ def test_agrees_with_evaluation_to_a_third_of_a_pixel(tmp_path: Path, loaded_par
     apart = np.linalg.norm((evaluated.keypoints - predicted.keypoints) * scale, axis=2)
     in_input = evaluated.keypoints * scale
     assert in_input.std(axis=0).max() > 2.0, "the network does not react to its input, so agreement proves nothing"
-    # In px of the network's input. Random weights magnify the rounding of JPEG's colours; trained ones do not.
-    assert apart.max() <= 0.35, apart.max(axis=1)
-    assert np.abs(evaluated.presence - predicted.presence).max() < 0.02
+    # In px of the network's input: the same pixels went in, so only the arithmetic's order may differ.
+    assert apart.max() <= 1e-3, apart.max(axis=1)
+    assert np.abs(evaluated.presence - predicted.presence).max() < 1e-4
 
 
 def test_person_view_is_refused(tmp_path: Path) -> None:
