@@ -39,6 +39,4 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(
-            self, **{name: t.to(device, non_blocking=True) for name, t in moved.items() if t is not None}
-        )
+        return replace(self, **{name: t.to(device, non_blocking=True) for name, t in moved.items() if t is not None})
