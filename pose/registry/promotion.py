@@ -63,7 +63,8 @@ def promote(
         decision = _decide(store, challenger, evaluation, params, reevaluate)
         if decision.promoted:
             _move(store, held, ledger.Entry("promote", who, why, decision.previous, version, asdict(decision)))
-        store.client.set_model_version_tag(model, str(version), "decision", json.dumps(asdict(decision)))
+        if decision.previous != version:  # what made it champion stays on record
+            store.client.set_model_version_tag(model, str(version), "decision", json.dumps(asdict(decision)))
     return decision
 
 

@@ -21,6 +21,7 @@ EXPERIMENT = "pose"
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     # MLflow's own defaults keep a caller waiting for minutes when its server is gone.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
@@ -42,10 +43,10 @@ class Store:
             os.environ.setdefault(key, value)
         # Bundles are ONNX and safetensors; nothing we load may execute a pickle, whatever the shell says.
         os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-        for noisy in ("mlflow", "alembic"):
-            logging.getLogger(noisy).setLevel(logging.ERROR)
         from mlflow import MlflowClient
 
+        for noisy in ("mlflow", "alembic"):  # importing MLflow sets them up, so this comes after
+            logging.getLogger(noisy).setLevel(logging.ERROR)
         with self._alone():
             client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
             with translated(self.uri):
