@@ -11,7 +11,7 @@ from pose.registry import promotion, runs, versions
 from pose.registry.ledger import Entry
 from pose.registry.promotion import Decision, Reevaluate
 from pose.registry.runs import RunLog
-from pose.registry.store import Store
+from pose.registry.store import Store, translated
 from pose.registry.versions import ModelSummary, Version
 
 __all__ = ["Decision", "Entry", "ModelSummary", "Registry", "RunLog", "Store", "Version"]
@@ -31,9 +31,15 @@ class Registry:
         """Logs what MLflow missed while it was away and closes orphaned runs; ids of runs that grew."""
         return runs.sync(self.store)
 
-    def finished(self, name: str, fingerprint: str) -> Version | None:
-        """The version of model `name` that this training ended in, if its bundle is readable."""
-        return versions.finished(self.store, name, fingerprint)
+    def attach(self, run: RunLog, path: Path, place: str) -> None:
+        """Puts a file among a run's artefacts. Raises RegistryError where MLflow is unreachable."""
+        run_id = run.synced()
+        with translated(self.store.uri):
+            self.store.client.log_artifact(run_id, str(path), place)
+
+    def finished(self, name: str, identity: str, tag: str = "fingerprint") -> Version | None:
+        """The version of model `name` that has this identity in a tag, if its bundle is readable."""
+        return versions.finished(self.store, name, identity, tag)
 
     def register(
         self, bundle: Path, name: str, run: RunLog | str, tags: Mapping[str, str], metrics: Mapping[str, float]
@@ -74,10 +80,6 @@ class Registry:
         """Every move of a model's champion, oldest first."""
         return promotion.history(self.store, model)
 
-    def list(self) -> list[ModelSummary]:
-        """All registered models."""
-        return versions.summaries(self.store)
-
     def show(self, model: str) -> list[Version]:
         """All versions of one model, oldest first."""
         return versions.listed(self.store, model)
@@ -93,3 +95,7 @@ class Registry:
     def trace(self, reference: str) -> dict[str, Any]:
         """Everything a model version came from."""
         return versions.trace(self.store, reference)
+
+    def list(self) -> list[ModelSummary]:
+        """All registered models."""
+        return versions.summaries(self.store)

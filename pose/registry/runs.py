@@ -137,6 +137,7 @@ class Mirror:
                 self._attach(lines[0])
             while self._sent < len(lines):
                 self._send_batch(lines[self._sent : self._sent + BATCH])
+            assert self.run_id is not None
             if time.monotonic() - self._beat > HEARTBEAT_SECONDS and lines[-1]["kind"] != "finish":
                 self._beat = time.monotonic()
                 self.store.client.set_tag(self.run_id, HEARTBEAT, f"{time.time():.0f}")
@@ -201,7 +202,7 @@ def start_run(store: Store, name: str, fingerprint: str, tags: Mapping[str, str]
 
 def sync(store: Store) -> list[str]:
     """Replays what MLflow has not seen of the journals, closes orphaned runs; returns the ids of runs it added to."""
-    sent_now = []
+    sent_now: list[str] = []
     journals = sorted(_journals(store).glob("*.jsonl"))
     if not journals:
         return sent_now
@@ -221,7 +222,8 @@ def sync(store: Store) -> list[str]:
 
 def _cursors(store: Store) -> dict[str, int]:
     """How many journal lines MLflow has, by log id."""
-    found, token = {}, None
+    found: dict[str, int] = {}
+    token = None
     while True:
         page = store.client.search_runs([store.experiment_id], max_results=1000, page_token=token)
         found |= {run.data.tags.get(LOG_ID, ""): int(run.data.tags.get(CURSOR, 0)) for run in page}

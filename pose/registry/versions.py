@@ -95,10 +95,10 @@ def create(store: Store, name: str, source: str, run_id: str, tags: Mapping[str,
     return get(store, name, int(made.version))
 
 
-def finished(store: Store, name: str, fingerprint: str) -> Version | None:
-    """The newest version of this training whose bundle is all there, or None."""
+def finished(store: Store, name: str, identity: str, tag: str = "fingerprint") -> Version | None:
+    """The newest version with this identity in a tag whose bundle is all there, or None."""
     with translated(store.uri):
-        found = versions(store, name, f"tags.fingerprint = '{fingerprint}'")
+        found = versions(store, name, f"tags.{tag} = '{identity}'")
         return next((version for version in reversed(found) if readable(store, version)), None)
 
 
@@ -137,13 +137,13 @@ def resolve(store: Store, reference: str) -> Version:
                 )
             return get(store, name, int(number))
         name, _, alias = plain.partition("@")
-        number = _aliases(store, name).get(alias or CHAMPION)
-        if number is None:
+        target = _aliases(store, name).get(alias or CHAMPION)
+        if target is None:
             raise RegistryError(
                 f"no model {name} with the alias {alias or CHAMPION} in MLflow at {store.uri}. "
                 "`pose registry list` shows what there is."
             )
-        return get(store, name, number)
+        return get(store, name, target)
 
 
 def fetch(store: Store, version: Version) -> Path:
