@@ -40,6 +40,14 @@ def private_ray(monkeypatch):
     ray.shutdown()
 
 
+def test_one_worker_equals_this_process(spec, tmp_path, private_ray):
+    here = spec(storage=tmp_path / "here")
+    there = spec(storage=tmp_path / "there", training={"ray": {"workers": 1, "poll_seconds": 0.2}})
+    assert there.fingerprint == here.fingerprint
+    assert pose.training.run(there).weights_sha256 == pose.training.run(here).weights_sha256
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_killed_worker_changes_nothing(spec, tmp_path, private_ray):
     from test_resume import train_in_ranks
