@@ -16,6 +16,7 @@ from pathlib import Path
 import yaml
 
 from pose.config import ROOT
+from pose.data.shards import verify
 from pose.errors import DataError
 from pose.progress import say
 
@@ -46,9 +47,10 @@ def bring_up_to_date(dataset: str) -> DatasetVersion:
     after = _recorded_hash(stage)
     if after is None:
         raise DataError(f"dvc.lock does not name {stage} although `dvc repro {stage}` succeeded")
-    return DatasetVersion(
-        dataset, ROOT / "data" / "prepared" / dataset, after, before != after or "Running stage" in output
-    )
+    directory = ROOT / "data" / "prepared" / dataset
+    # DVC checks out a damaged cache without a word.
+    verify(directory)
+    return DatasetVersion(dataset, directory, after, before != after or "Running stage" in output)
 
 
 def _repro(stage: str) -> str:

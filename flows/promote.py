@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import socket
-
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
@@ -25,11 +22,8 @@ def promote(reference: str, profile: str | None = None, why: str = "asked by han
     dataset = bring_up_to_date(params.dataset)
     registry = steps.registry(params)
     version = registry.resolve(reference)
-    who = f"{getpass.getuser()}@{socket.gethostname()}"
-    decision = registry.promote(
-        version.name, version.version, params.promotion, who, why,
-        lambda bundle: steps.reevaluate(bundle, params, dataset.directory),
-    )  # fmt: skip
+    again = steps.Reevaluate(params, dataset)
+    decision = registry.promote(version.name, version.version, params.promotion, steps.promoter(), why, again)
     verdict = "promoted" if decision.promoted else "kept back"
     say(f"{version.uri} {verdict}: {decision.reason}")
     create_markdown_artifact(f"**{version.uri}** {verdict}: {decision.reason}", key="promotion")

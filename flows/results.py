@@ -18,6 +18,7 @@ from pose.config import Params
 from pose.data.loader import decode
 from pose.data.shards import Split, describe
 from pose.digests import json_sha256
+from pose.errors import RegistryError
 from pose.evaluation import Evaluation
 from pose.export import ExportReport
 from pose.people import People
@@ -52,6 +53,7 @@ class Results:
         exported = ExportReport.load(bundle)
         facts = json.loads((bundle / "training.json").read_text())
         decision = self.decisions.get(version.name)
+        champion = self.champion_of_dataset == version.uri
         return Entry(
             name=name,
             title=SYSTEMS[name].card.title,
@@ -69,16 +71,27 @@ class Results:
             version=f"{version.name}/{version.version}",
             promoted=decision.promoted if decision else None,
             reason=decision.reason if decision else "",
+            champion_of=f"pose-{self.params.dataset}" if champion else None,
             reused=reused,
             lineage={key: version.tags[key] for key in sorted(version.tags) if key not in HIDDEN_TAGS},
             command=f"pose train {name} {self.command.removeprefix('pose train-all ')}",
         )
 
+    @cached_property
+    def champion_of_dataset(self) -> str | None:
+        """URI of the system's version behind `pose-<dataset>@champion`."""
+        try:
+            return steps.registry(self.params).resolve(f"pose-{self.params.dataset}@champion").tags["origin"]
+        except RegistryError:  # no champion yet, or none that can be asked for: the page then names none
+            return None
+
     def write_report(self, run: RunLog) -> Path:
         """The page in runs/reports/ and among the run's artefacts; kept where nothing it shows has changed."""
         shown = {name: version.uri for name, (version, _) in self.finished.items()}
         fates = {model: (d.version, d.champion) for model, d in self.decisions.items()}
-        key = json_sha256([shown, fates, {name: str(error) for name, error in self.failures.items()}])
+        key = json_sha256(
+            [shown, fates, self.champion_of_dataset, {name: str(error) for name, error in self.failures.items()}]
+        )
         page = self.params.storage_path / "reports" / f"{self.params.dataset}-{key[:12]}" / "report.html"
         if page.exists():
             say(f"report: nothing changed, skipped: {page}")
@@ -91,7 +104,10 @@ class Results:
             gallery=self.params.evaluation.gallery,
             command=self.command,
         )
-        run.artifact(page, "report")
+        try:
+            steps.registry(self.params).attach(run, page, "report")
+        except RegistryError as error:
+            say(f"the report is in {page} but not in MLflow: {error}")
         return page
 
     def rows(self) -> list[dict[str, Any]]:

@@ -6,8 +6,10 @@ there again. Nothing here knows Prefect.
 
 from __future__ import annotations
 
+import getpass
 import json
 import shutil
+import socket
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +19,7 @@ import yaml
 from flows.data import DatasetVersion
 from pose import lineage, training
 from pose.config import ROOT, Params
-from pose.data.shards import DatasetInfo, Split, describe
+from pose.data.shards import Split, describe
 from pose.digests import json_sha256, tree_sha256
 from pose.errors import RegistryError
 from pose.evaluate import evaluate_system
@@ -83,10 +85,19 @@ def registry(params: Params) -> Registry:
     return Registry(params.storage_path)
 
 
+def catch_up(params: Params) -> None:
+    """Gives MLflow what it missed while it was away, and ends the runs of lost processes."""
+    try:
+        for run in registry(params).sync():
+            say(f"MLflow: logged what it had missed of run {run}")
+    except RegistryError as error:
+        say(f"MLflow is out of reach, records are kept for later: {error}")
+
+
 def registered(job: Job) -> Version | None:
     """The version this job would end in, where it exists and is whole. None also while MLflow cannot be asked."""
     try:
-        return registry(job.params).finished(job.model, job.release)
+        return registry(job.params).finished(job.model, job.release, tag="release")
     except RegistryError as error:
         say(f"{job.system}: cannot ask for a finished version, going on without: {error}")
         return None
@@ -163,8 +174,8 @@ def register(job: Job, bundle: Path, run: RunLog) -> Version:
     tags = {
         **job.lineage,
         "architecture": job.system,
-        "fingerprint": job.release,
-        "training": job.spec.fingerprint,
+        "fingerprint": job.spec.fingerprint,
+        "release": job.release,
         "split": f"{job.params.evaluation.split} of {len(evaluation.image_ids)} images",
         "intervals": json.dumps(evaluation.intervals),
         "params": yaml.safe_dump(job.params.systems[job.system].model_dump(mode="json")),
@@ -172,16 +183,23 @@ def register(job: Job, bundle: Path, run: RunLog) -> Version:
     return registry(job.params).register(bundle, job.model, run, tags, evaluation.metrics)
 
 
-def reevaluate(bundle: Path, params: Params, prepared: Path) -> Evaluation:
-    """An older model's figures on the images of today."""
-    split, info = Split.open(prepared, params.evaluation.split), describe(prepared)
-    evaluation, _ = evaluate_system(trained(bundle).system, split, params.evaluation, info)
-    return evaluation
+@dataclass(frozen=True)
+class Reevaluate:
+    """Gives an older model's figures on the images of today."""
+
+    params: Params
+    dataset: DatasetVersion
+
+    def __call__(self, bundle: Path) -> Evaluation:
+        """Evaluates the bundle's network."""
+        directory = self.dataset.directory
+        split, info = Split.open(directory, self.params.evaluation.split), describe(directory)
+        return evaluate_system(trained(bundle).system, split, self.params.evaluation, info)[0]
 
 
-def dataset_info(prepared: Path) -> DatasetInfo:
-    """What the report says of the data."""
-    return describe(prepared)
+def promoter() -> str:
+    """Who the ledger says it was."""
+    return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
 def run_lineage(params: Params, dataset: DatasetVersion, command: str) -> dict[str, str]:

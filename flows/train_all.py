@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
 import shlex
-import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -108,7 +106,8 @@ def architecture(job: Job, parent: RunLog) -> tuple[Version, bool]:
 
 def side_by_side(jobs: Sequence[Job], parent: RunLog, parallel: int) -> dict[str, Any]:
     """All architectures, so many at a time; by name, each one's version or its error."""
-    with ThreadPoolTaskRunner(max_workers=parallel) as runner:
+    runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=parallel)
+    with runner:
         futures = {job.system: runner.submit(architecture, {"job": job, "parent": parent}) for job in jobs}
         wait(list(futures.values()))
         return {name: future.result(raise_on_failure=False) for name, future in futures.items()}
@@ -118,14 +117,9 @@ def side_by_side(jobs: Sequence[Job], parent: RunLog, parallel: int) -> dict[str
 def promote(params: Params, dataset: DatasetVersion, versions: Sequence[Version]) -> dict[str, Decision]:
     """Each version against its model's champion, then the best of all against the dataset's; by model name."""
     registry = steps.registry(params)
-    by = {
-        "params": params.promotion,
-        "who": f"{getpass.getuser()}@{socket.gethostname()}",
-        "why": f"train-all on {params.dataset}",
-        "reevaluate": lambda bundle: steps.reevaluate(bundle, params, dataset.directory),
-    }
-    decisions = [registry.promote(version.name, version.version, **by) for version in versions]
-    decisions.append(registry.promote_dataset(params.dataset, versions, **by))
+    how = (params.promotion, steps.promoter(), f"train-all on {params.dataset}", steps.Reevaluate(params, dataset))
+    decisions = [registry.promote(version.name, version.version, *how) for version in versions]
+    decisions.append(registry.promote_dataset(params.dataset, versions, *how))
     for decision in decisions:
         verdict = "promoted" if decision.promoted else "kept back"
         say(f"{decision.model}/{decision.version} {verdict}: {decision.reason}")
@@ -158,6 +152,7 @@ def train_all(profile: str | None = None, overrides: Sequence[str] = ()) -> Summ
     anything starts, DataError for bad data, and TrainingError at the end, naming the architectures that failed.
     """
     params = config_loading.load(profile, overrides)
+    steps.catch_up(params)
     dataset = data(params.dataset)
     jobs = _jobs(params, dataset, profile, overrides)
     parent = _parent_run(params, jobs)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
 from pathlib import Path
+from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
@@ -18,6 +19,7 @@ def progress(name: str, history: Path, epochs: int) -> Iterator[None]:
     """While the block runs, the artifact `training-<name>` shows how many epochs history.jsonl has."""
     key = f"training-{name.replace('_', '-')}"
     artifact = create_progress_artifact(progress=0.0, key=key, description=f"{name}: {epochs} epochs")
+    assert isinstance(artifact, UUID)  # not a coroutine: this is not asynchronous code
     over = threading.Event()
 
     def watch() -> None:

@@ -1,1 +1,1 @@
-
+"""From an archive to the batches a network sees."""

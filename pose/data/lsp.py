@@ -26,7 +26,7 @@ def read_lspet(root: Path) -> dict:
 
     Raises DataError if joints.mat or the images are not laid out as published.
     """
-    root = _dataset_root(root)
+    top, root = root, _dataset_root(root)
     joints = _load_joints(root / "joints.mat", axes=(JOINTS, 3, None)).transpose(2, 0, 1)
     flags = _flags(root / "joints.mat", joints[:, :, 2])
     if flags.mean() <= 0.5:
@@ -36,7 +36,7 @@ def read_lspet(root: Path) -> dict:
         )
     keypoints = np.concatenate([joints[:, :, :2] * flags[..., None], 2.0 * flags[..., None]], axis=2)
     keypoints[~flags.astype(bool)] = 0  # also where the meaningless position is not a number
-    return _to_coco(root, keypoints, digits=5, description="Leeds Sports Pose Extended")
+    return _to_coco(root, top, keypoints, digits=5, description="Leeds Sports Pose Extended")
 
 
 def read_lsp(root: Path) -> dict:
@@ -44,7 +44,7 @@ def read_lsp(root: Path) -> dict:
 
     Raises DataError if joints.mat or the images are not laid out as published.
     """
-    root = _dataset_root(root)
+    top, root = root, _dataset_root(root)
     joints = _load_joints(root / "joints.mat", axes=(3, JOINTS, None)).transpose(2, 1, 0)
     occluded = _flags(root / "joints.mat", joints[:, :, 2])
     if occluded.mean() >= 0.5:
@@ -53,7 +53,7 @@ def read_lsp(root: Path) -> dict:
             f"(LSP's third row is 1 where a joint is occluded). Is its flag not inverted, or is this another dataset?"
         )
     keypoints = np.concatenate([joints[:, :, :2] - 0.5, 2.0 - occluded[..., None]], axis=2)
-    return _to_coco(root, keypoints, digits=4, description="Leeds Sports Pose")
+    return _to_coco(root, top, keypoints, digits=4, description="Leeds Sports Pose")
 
 
 def jpeg_size(path: Path) -> tuple[int, int]:
@@ -122,14 +122,18 @@ def _flags(path: Path, flags: np.ndarray) -> np.ndarray:
     return flags
 
 
-def _to_coco(root: Path, keypoints: np.ndarray, digits: int, description: str) -> dict:
-    """keypoints [N, 14, 3] of x, y, v and images/im<number>.jpg, numbered from 1 in the order of the last axis."""
+def _to_coco(root: Path, top: Path, keypoints: np.ndarray, digits: int, description: str) -> dict:
+    """keypoints [N, 14, 3] of x, y, v and images/im<number>.jpg, numbered from 1 in the order of the last axis.
+
+    File names are relative to `top`, which may lie above the root of the dataset.
+    """
+    inside = root.relative_to(top)
     names = [f"images/im{number:0{digits}d}.jpg" for number in range(1, len(keypoints) + 1)]
     _require_images(root, names)
     images, annotations = [], []
     for number, (name, person) in enumerate(zip(names, keypoints, strict=True), start=1):
         width, height = jpeg_size(root / name)
-        images.append({"id": number, "file_name": name, "width": width, "height": height})
+        images.append({"id": number, "file_name": (inside / name).as_posix(), "width": width, "height": height})
         annotations.append(annotation(number, number, person))
     return {
         "info": {"description": description},

@@ -158,7 +158,15 @@ def _decide(
         return decided(False, f"{params.metric} {value:.4f} does not beat the mean pose's {baseline:.4f}")
     if champion is None:
         return decided(True, f"first champion: {params.metric} {value:.4f} against the mean pose's {baseline:.4f}")
-    bundle = fetch(store, get(store, challenger.name, champion))
+    holder = get(store, challenger.name, champion)
+    if holder.tags.get("dataset") != challenger.tags.get("dataset"):
+        # On each other's images both would win in turn, night after night.
+        return decided(
+            False,
+            f"champion {champion} was trained on {holder.tags.get('dataset')}, this on "
+            f"{challenger.tags.get('dataset')}: not comparable. pose-<dataset> has a champion of its own",
+        )
+    bundle = fetch(store, holder)
     theirs = Evaluation.load(bundle / "evaluation")
     if not same_images(evaluation, theirs, params.metric):
         if reevaluate is None:

@@ -76,7 +76,9 @@ def test_lsp_has_the_other_axis_order_the_inverted_flag_and_counts_pixels_from_o
 
 def test_a_folder_wrapped_around_the_dataset_is_found(tmp_path):
     make_set(tmp_path / "outer" / "lsp_dataset", lspet_joints(), 5)
-    assert len(lsp.read_lspet(tmp_path / "outer")["images"]) == 3
+    images = lsp.read_lspet(tmp_path / "outer")["images"]
+    assert len(images) == 3
+    assert all((tmp_path / "outer" / image["file_name"]).is_file() for image in images)
 
 
 def test_nan_is_passed_on_for_the_audit_to_find(tmp_path):
