@@ -49,8 +49,8 @@ class Job:
     @cached_property
     def spec(self) -> TrainingSpec:
         """What is to be trained."""
-        storage = self.params.training.ray.storage_path or self.params.storage_path
-        return TrainingSpec(self.system, self.params, self.dataset.directory, self.dataset.data_hash, Path(storage))
+        data = self.dataset
+        return TrainingSpec(self.system, self.params, data.directory, data.data_hash, self.params.storage_path)
 
     @cached_property
     def release(self) -> str:
