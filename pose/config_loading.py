@@ -174,39 +174,25 @@ def _validate(tree: dict[str, Any], origins: dict[KeyPath, str]) -> Params:
 
 def _check_names(params: Params, origins: dict[KeyPath, str]) -> None:
     """What one block says of another: the dataset, the architectures, what their phases train."""
+    import torch
+
+    from pose.skeleton import LSP14
+    from pose.systems import create
+
     _known("dataset", params.dataset, params.data, origins)
     for position, name in enumerate(params.architectures):
         _known("architectures", name, params.systems, origins, position)
         if name in params.architectures[:position]:
             raise ConfigError(f"architectures names {name!r} twice{_origin(('architectures',), origins)}")
-    for name in params.architectures:
-        _check_phases(name, params, origins)
+    with torch.device("meta"):
+        for name in params.architectures:
+            create(name, params.systems[name], LSP14)
 
 
 def _known(key: str, value: str, valid: Any, origins: dict, *at: int) -> None:
     if value not in valid:
         where = _origin((key, *at), origins)
         raise ConfigError(f"{key} is {value!r}{where}, expected one of {', '.join(valid)}{_nearest(value, valid)}")
-
-
-def _check_phases(name: str, params: Params, origins: dict[KeyPath, str]) -> None:
-    import torch
-
-    from pose.skeleton import LSP14
-    from pose.systems import SYSTEMS
-
-    block = params.systems[name]
-    with torch.device("meta"):
-        system = SYSTEMS[name](block, LSP14)
-    for index, phase in enumerate(block.chosen.phases):
-        at: KeyPath = ("systems", name, "recipes", block.recipe, "phases", index)
-        for key, found, valid in (("train", phase.train, system.groups), ("losses", phase.losses, system.loss_terms)):
-            for value in found:
-                if value not in valid:
-                    raise ConfigError(
-                        f"{_dotted((*at, key))} names {value!r}{_origin((*at, key), origins)}, "
-                        f"expected one of {', '.join(valid)}{_nearest(value, valid)}"
-                    )
 
 
 def _checked(model: type[BaseModel], value: Any, at: KeyPath, origins: dict[KeyPath, str]) -> Any:
