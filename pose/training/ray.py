@@ -33,6 +33,7 @@ START_TIMEOUT_S = 200
 CONTROLLER_FAILURES = 3
 """Ray retries a worker group that cannot start without end unless told otherwise."""
 RESULTS = ("model.safetensors", "outcome.json", "history.jsonl")
+RESULTS_DIR = "results"
 
 _starting = threading.Lock()
 
@@ -130,6 +131,8 @@ def _train_on_worker(config: dict[str, Any]) -> PoseError | None:
     if travelling:
         spec = dataclasses.replace(spec, storage=Path(tempfile.mkdtemp(prefix="pose-")))
         _fetch_checkpoint(spec)
+        if (spec.run_dir / "outcome.json").exists():
+            return None
 
     def report(record: dict[str, Any], checkpoint: Path | None) -> None:
         """Ray's report is a barrier that waits for a poll, so without a checkpoint to carry only epochs are told."""
@@ -156,22 +159,20 @@ def _report(metrics: dict[str, Any], directory: Path | None) -> None:
 
 
 def _fetch_checkpoint(spec: TrainingSpec) -> None:
-    """Lays Ray's newest committed checkpoint where the loop looks for its own, whose manifest it then checks."""
+    """Lays Ray's newest committed checkpoint where the loop looks for its own, whose manifest it then checks.
+
+    Where the training was finished already and only its driver was lost, lays the results there instead.
+    """
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return
     name = Path(checkpoint.path).name
-    if name == "results":
-        checkpoint.to_directory(str(spec.run_dir / name))
-        name = next((spec.run_dir / name).glob("step-*")).name
-        shutil.move(spec.run_dir / "results" / name, spec.run_dir / "checkpoints" / name)
-        return
-    checkpoint.to_directory(str(spec.run_dir / "checkpoints" / name))
+    checkpoint.to_directory(str(spec.run_dir if name == RESULTS_DIR else spec.run_dir / "checkpoints" / name))
 
 
 def _results(spec: TrainingSpec) -> Path:
-    """A directory of the finished training's files, with its last checkpoint."""
-    directory = spec.run_dir / "results"
+    """A directory of the finished training's files."""
+    directory = spec.run_dir / RESULTS_DIR
     directory.mkdir(exist_ok=True)
     for name in RESULTS:
         shutil.copy2(spec.run_dir / name, directory / name)

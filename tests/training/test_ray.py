@@ -75,3 +75,16 @@ def test_a_killed_worker_changes_nothing(spec, tmp_path, private_ray):
     assert killed
     assert len(outcome.resumed_from) == 1
     assert outcome.weights_sha256 == Outcome.load(whole.run_dir).weights_sha256
+
+
+@pytest.mark.slow
+def test_checkpoints_travel_through_a_storage_path(spec, tmp_path, private_ray):
+    """Workers without a common disk: results come back through the storage, also to a driver that lost them."""
+    here = pose.training.run(spec(storage=tmp_path / "here"))
+    ray = {"workers": 1, "poll_seconds": 0.2, "storage_path": str(tmp_path / "store")}
+    there = spec(storage=tmp_path / "there", training={"ray": ray})
+    outcome = pose.training.run(there)
+    assert outcome.weights_sha256 == here.weights_sha256
+    assert not (there.run_dir / "checkpoints").exists()
+    (there.run_dir / "outcome.json").unlink()
+    assert pose.training.run(there).seconds == outcome.seconds
