@@ -137,6 +137,6 @@ def test_the_lock_names_no_host_and_satisfies_pyproject() -> None:
 def test_scripts_are_valid_shell() -> None:
     import subprocess
 
-    for script in (INFRA / "up", INFRA / "worker", ROOT / ".ci" / "run"):
+    for script in (INFRA / "up", INFRA / "worker", INFRA / "deploy", ROOT / ".ci" / "run"):
         assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
         assert script.stat().st_mode & 0o111, f"{script} is not executable"
