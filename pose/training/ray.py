@@ -12,13 +12,15 @@ import shutil
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 import ray.train
 import torch
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
+from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.result import Result
+from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from pose.config import ROOT, RayParams
 from pose.errors import PoseError, TrainingError
@@ -45,6 +47,8 @@ def train_on_ray(spec: TrainingSpec) -> None:
     raised here as it is and never retried; TrainingError where Ray gives up.
     """
     params = spec.params.training.ray
+    # Workers may start in another directory.
+    spec = dataclasses.replace(spec, data=spec.data.resolve(), storage=spec.storage.resolve())
     spec.save()
     connect(params)
     trainer = TorchTrainer(
@@ -54,7 +58,7 @@ def train_on_ray(spec: TrainingSpec) -> None:
         scaling_config=_scaling(params),
         run_config=RunConfig(
             name=spec.name,
-            storage_path=params.storage_path or str((spec.storage / "ray").resolve()),
+            storage_path=params.storage_path or str(spec.storage / "ray"),
             failure_config=FailureConfig(
                 max_failures=params.max_failures, controller_failure_limit=CONTROLLER_FAILURES
             ),
@@ -63,7 +67,7 @@ def train_on_ray(spec: TrainingSpec) -> None:
     )
     try:
         with following(spec.run_dir / "history.jsonl", spec.name):
-            result = trainer.fit()
+            result = cast(Result, trainer.fit())
     except ray.train.TrainingFailedError as error:
         raise TrainingError(
             f"{spec.name}: Ray gave up after {params.max_failures} restarts ({_last_line(error)}). "
@@ -109,9 +113,9 @@ def _scaling(params: RayParams) -> ScalingConfig:
     resources = {"CPU": params.cpus_per_worker}
     if params.gpus_per_worker:
         resources["GPU"] = params.gpus_per_worker
-    elastic = params.min_workers is not None and params.min_workers < params.workers
+    fewest = params.min_workers or params.workers
     return ScalingConfig(
-        num_workers=(params.min_workers, params.workers) if elastic else params.workers,
+        num_workers=(fewest, params.workers) if fewest < params.workers else params.workers,
         use_gpu=params.gpus_per_worker > 0,
         resources_per_worker=resources,
     )
