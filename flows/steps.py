@@ -10,6 +10,8 @@ import getpass
 import json
 import shutil
 import socket
+import threading
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +37,11 @@ EVALUATING_CODE = (
     "pose/registry/packaging.py",
 )  # fmt: skip
 """Source files that decide what a registered bundle holds besides its trained weights."""
+
+_torch = threading.Lock()
+"""Held by whoever runs a network in this process. Architectures side by side are threads: torch.export patches every
+module while it traces, two trainings would share one stream of random numbers, and latency is true only undisturbed.
+"""
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,8 @@ def findings(prepared: Path) -> dict[str, int]:
 def train(job: Job, run: RunLog) -> Outcome:
     """Trains, or finds the finished training; every epoch goes to the record as it ends."""
     run.follow(job.spec.run_dir / "history.jsonl")
-    outcome = training.run(job.spec)
+    with _torch if job.params.training.ray.workers == 0 else nullcontext():
+        outcome = training.run(job.spec)
     run.metrics({"training": {"seconds": outcome.seconds, "images_per_second": outcome.images_per_second}}, step=0)
     return outcome
 
@@ -133,9 +141,10 @@ def evaluate(job: Job, outcome: Outcome) -> Path:
     """Measures the trained network on the evaluation split; returns the directory of its evaluation."""
     directory = job.bundle.with_name(f"{job.bundle.name}.evaluation")
     if not (directory / "predictions.npz").exists():
-        evaluation, predictions = evaluate_system(
-            trained(outcome.run_dir).system, job.split, job.params.evaluation, describe(job.dataset.directory)
-        )
+        with _torch:
+            evaluation, predictions = evaluate_system(
+                trained(outcome.run_dir).system, job.split, job.params.evaluation, describe(job.dataset.directory)
+            )
         evaluation.save(directory)
         predictions.save(directory / "predictions.npz")
     return directory
@@ -146,10 +155,11 @@ def export_bundle(job: Job, outcome: Outcome, evaluation: Path) -> Path:
     if (job.bundle / "card.md").exists():
         return job.bundle
     source = trained(outcome.run_dir)
-    export(
-        job.system, source.system, outcome.weights, job.split, source.crop, job.bundle, job.params.export,
-        threads=job.params.training.threads,
-    )  # fmt: skip
+    with _torch:
+        export(
+            job.system, source.system, outcome.weights, job.split, source.crop, job.bundle, job.params.export,
+            threads=job.params.training.threads,
+        )  # fmt: skip
     shutil.copytree(evaluation, job.bundle / "evaluation", dirs_exist_ok=True)
     shutil.copy(outcome.run_dir / "history.jsonl", job.bundle)
     resolved = job.params.model_dump(mode="json")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -39,14 +40,9 @@ class Store:
     @cached_property
     def client(self) -> MlflowClient:
         """The MLflow client. Importing MLflow takes seconds, a new database seconds more."""
-        for key, value in ENVIRONMENT.items():
-            os.environ.setdefault(key, value)
-        # Bundles are ONNX and safetensors; nothing we load may execute a pickle, whatever the shell says.
-        os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+        load_mlflow()
         from mlflow import MlflowClient
 
-        for noisy in ("mlflow", "alembic"):  # importing MLflow sets them up, so this comes after
-            logging.getLogger(noisy).setLevel(logging.ERROR)
         with self._alone():
             client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
             with translated(self.uri):
@@ -85,9 +81,28 @@ class Store:
             yield
 
 
+_loading = threading.Lock()
+
+
+def load_mlflow() -> None:
+    """Imports MLflow as we want it set. Its modules import each other in circles, so one thread at a time: a second
+    one, architectures side by side or a run's mirror, would find half of them.
+    """
+    with _loading:
+        for key, value in ENVIRONMENT.items():
+            os.environ.setdefault(key, value)
+        # Bundles are ONNX and safetensors; nothing we load may execute a pickle, whatever the shell says.
+        os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+        import mlflow.pyfunc  # noqa: F401
+
+        for noisy in ("mlflow", "alembic"):  # importing MLflow sets them up, so this comes after
+            logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
 @contextmanager
 def translated(uri: str) -> Iterator[None]:
     """Turns MLflow's and the network's errors into a RegistryError that names the store."""
+    load_mlflow()
     import requests
     import sqlalchemy.exc
     from mlflow.exceptions import MlflowException
