@@ -77,6 +77,11 @@ class Results:
             command=f"pose train {name} {self.command.removeprefix('pose train-all ')}",
         )
 
+    @property
+    def champion(self) -> str | None:
+        """What a consumer loads: the dataset's champion by its alias, or None while there is none."""
+        return f"models:/pose-{self.params.dataset}@champion" if self.champion_of_dataset else None
+
     @cached_property
     def champion_of_dataset(self) -> str | None:
         """URI of the system's version behind `pose-<dataset>@champion`."""
@@ -129,7 +134,7 @@ class Results:
         store = steps.registry(self.params).store.uri
         return {
             "report": page.as_uri(),
-            "champion": f"models:/pose-{self.params.dataset}@champion",
+            "champion": self.champion or "none yet, or MLflow is out of reach",
             "MLflow": f"{store}  (look: mlflow ui --backend-store-uri {store})" if "://" in store else store,
         }
 

@@ -140,7 +140,8 @@ class Summary:
     """URI of the version of each architecture."""
     skipped: list[str]
     """Architectures in which nothing had changed."""
-    champion: str
+    champion: str | None
+    """What a consumer loads; None where nothing has beaten the mean pose yet."""
     report: Path
 
 
@@ -173,7 +174,7 @@ def train_all(profile: str | None = None, overrides: Sequence[str] = ()) -> Summ
     return Summary(
         {name: version.uri for name, (version, _) in finished.items()},
         [name for name, (_, reused) in finished.items() if reused],
-        f"models:/pose-{params.dataset}@champion",
+        shown.champion,
         page,
     )
 

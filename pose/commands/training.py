@@ -54,6 +54,7 @@ def train_all(profile: Profile = None, set_: Set = None, json: Json = False) -> 
     import sys
     from contextlib import redirect_stdout
 
+    load_params(profile, set_)  # a mistake in it need not wait for Prefect's server
     from flows.train_all import train_all as flow
 
     # The flow prints its table; a script that asked for JSON gets that on standard error.
