@@ -23,7 +23,7 @@ from flows.steps import Job
 from pose import config_loading
 from pose.config import Params
 from pose.digests import json_sha256
-from pose.errors import PoseError, RegistryError, TrainingError
+from pose.errors import RegistryError, TrainingError
 from pose.progress import say
 from pose.registry import Decision, RunLog, Version
 from pose.report import results_table
@@ -36,13 +36,13 @@ def _busy(task: Any, run: Any, state: State) -> bool:
 
 
 def _passing(task: Any, run: Any, state: State) -> bool:
-    """A lost connection or a lost process may come back; an error of ours will be the same next time."""
-    return not isinstance(_error(state), PoseError)
+    """A lost connection or a lost Ray may come back; a bug or an error of ours will be the same next time."""
+    error = _error(state)
+    return isinstance(error, OSError) or type(error).__module__.startswith("ray.")
 
 
 def _registry_away(task: Any, run: Any, state: State) -> bool:
-    error = _error(state)
-    return isinstance(error, RegistryError) or not isinstance(error, PoseError)
+    return isinstance(_error(state), (OSError, RegistryError))
 
 
 def _error(state: State) -> Any:

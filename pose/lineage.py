@@ -6,11 +6,13 @@ import os
 import platform
 import subprocess
 from importlib.metadata import version
+from pathlib import Path
 
 from pose.config import ROOT, Params
 from pose.digests import file_sha256, json_sha256
 
 RECORDED_PACKAGES = ("torch", "torchvision", "numpy", "ray", "mlflow", "prefect", "dvc", "onnxruntime")
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 WRITTEN_BY_RUNS = "dvc.lock"
 """`dvc repro` writes it in the course of a run, so that a change to it says nothing about the code."""
 
@@ -55,5 +57,5 @@ def _accelerator() -> str:
 
     if not torch.cuda.is_available():
         return "no GPU"
-    driver = torch.cuda.driver_version() if hasattr(torch.cuda, "driver_version") else "unknown"
-    return f"{torch.cuda.device_count()}x {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}, driver {driver}"
+    driver = NVIDIA_DRIVER.read_text().splitlines()[0] if NVIDIA_DRIVER.exists() else "driver not told"
+    return f"{torch.cuda.device_count()}x {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}, {driver}"
