@@ -19,6 +19,10 @@ def run(spec: TrainingSpec) -> Outcome:
     A second caller with the same spec waits for the first and shares its outcome. Raises TrainingError, DataError,
     ConfigError.
     """
+    if spec.params.training.ray.workers > 0 and spec.params.training.ray.address is not None:
+        from pose.training.jobs import train_in_job
+
+        return train_in_job(spec)
     spec.run_dir.mkdir(parents=True, exist_ok=True)
     with _alone(spec.run_dir):
         if (spec.run_dir / "outcome.json").exists():
