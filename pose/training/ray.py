@@ -7,6 +7,7 @@ On one machine or a shared file system every worker sees spec.run_dir and the lo
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import shutil
 import tempfile
@@ -37,6 +38,8 @@ CONTROLLER_FAILURES = 3
 RESULTS = ("model.safetensors", "outcome.json", "history.jsonl")
 RESULTS_DIR = "results"
 
+STARTS = 3
+
 _starting = threading.Lock()
 
 
@@ -48,7 +51,8 @@ def train_on_ray(spec: TrainingSpec) -> None:
     """
     params = spec.params.training.ray
     # Workers may start in another directory.
-    spec = dataclasses.replace(spec, data=spec.data.resolve(), storage=spec.storage.resolve())
+    data, storage = spec.data.resolve(), spec.storage.resolve()
+    spec = dataclasses.replace(spec, data=data, storage=storage, recorded=spec.fingerprint)
     spec.save()
     connect(params)
     trainer = TorchTrainer(
@@ -99,14 +103,25 @@ def connect(params: RayParams) -> None:
         wanted = params.workers * params.cpus_per_worker
         if wanted > cores:
             say(f"training.ray asks for {wanted:g} CPUs and this machine has {cores}: its workers share them")
-        # "local" always: without it Ray joins whatever cluster runs on this machine.
-        ray.init(
-            address="local",
-            num_cpus=max(cores, int(-(-wanted // 1))),
-            include_dashboard=False,
-            log_to_driver=False,
-            runtime_env={"env_vars": env},
-        )
+        for attempt in range(1, STARTS + 1):
+            try:
+                # "local" always: without it Ray joins whatever cluster runs on this machine.
+                ray.init(
+                    address="local",
+                    num_cpus=max(cores, math.ceil(wanted)),
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    runtime_env={"env_vars": env},
+                )
+                return
+            except Exception as error:  # Ray raises a bare Exception where its processes take more than 30 s
+                ray.shutdown()
+                if attempt == STARTS:
+                    raise TrainingError(
+                        f"Ray did not start on this machine in {STARTS} attempts ({_last_line(error)}); it may be "
+                        f"overloaded. With `--set training.ray.workers=0` the training needs no Ray"
+                    ) from error
+                say("Ray did not start; trying again")
 
 
 def _scaling(params: RayParams) -> ScalingConfig:
