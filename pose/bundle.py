@@ -7,10 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from pose.digests import file_sha256, json_sha256
-from pose.errors import RegistryError
+from pose.errors import ConfigError, RegistryError
 
 MANIFEST = "manifest.json"
 REQUIRED = ("model.onnx", "model.pt2", "model.safetensors", "model.json", "card.md", "evaluation")
+
+
+def require_model(folder: Path) -> None:
+    """Raises ConfigError for a folder that is neither a bundle nor a training folder."""
+    if not any((folder / name).is_file() for name in ("model.json", "spec.json")):
+        raise ConfigError(
+            f"{folder} holds no model: expected a bundle (with model.json and model.onnx) or a training folder "
+            "(with spec.json and model.safetensors). `pose registry list` names what models:/ can load."
+        )
 
 
 def seal(bundle: Path) -> str:

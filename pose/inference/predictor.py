@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from pose.bundle import require_model
 from pose.config import CropParams
 from pose.data.crops import crop_affine, extract, invert, transform
 from pose.errors import ConfigError, ExportError
@@ -78,15 +79,6 @@ class Predictor:
         # Pillow's bilinear filter widens as it shrinks: the antialiased triangle of pose.data.augment.resize.
         seen = Image.open(stored).resize((self.input_size, self.input_size), Image.Resampling.BILINEAR)
         return np.asarray(seen).transpose(2, 0, 1)
-
-
-def require_model(folder: Path) -> None:
-    """Raises ConfigError for a folder that is neither a bundle nor a training folder."""
-    if not any((folder / name).is_file() for name in ("model.json", "spec.json")):
-        raise ConfigError(
-            f"{folder} holds no model: expected a bundle (with model.json and model.onnx) or a training folder "
-            "(with spec.json and model.safetensors). `pose registry list` names what models:/ can load."
-        )
 
 
 def _from_bundle(folder: Path) -> Predictor:

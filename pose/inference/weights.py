@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pose.bundle import require_model
 from pose.config import CropParams
 from pose.errors import TrainingError
 from pose.export import Deployed
-from pose.inference.predictor import require_model
 from pose.skeleton import skeleton_named
 from pose.systems import SYSTEMS, create, restore
 from pose.systems.base import System
