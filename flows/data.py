@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from pose.errors import DataError
 from pose.progress import say
 
 BUSY_SIGNS = ("is busy, it is being blocked by", "Unable to acquire lock")
+LAST_WORDS = 12
+"""Lines of output quoted where none of them says ERROR."""
 
 
 class DatasetBusyError(DataError):
@@ -73,15 +76,17 @@ def _repro(stage: str) -> str:
     output = "".join(last)
     if process.wait() != 0:
         if any(sign in output for sign in BUSY_SIGNS):
-            raise DatasetBusyError(f"{stage}: another process holds DVC's lock: {last[-1].strip()}")
-        raise DataError(f"{stage} failed (exit code {process.returncode}): {_reason(last)}")
+            raise DatasetBusyError(f"{stage}: another process holds DVC's lock: {_reason(list(last))}")
+        raise DataError(f"{stage} failed (exit code {process.returncode}): {_reason(list(last))}")
     return output
 
 
-def _reason(lines: deque[str]) -> str:
-    """The error paragraph of our own command where it printed one, else DVC's last line."""
+def _reason(lines: Sequence[str]) -> str:
+    """In one paragraph: the error of our own command where it printed one, else what DVC said from ERROR on."""
     ours = [line for line in lines if line.startswith(("DataError: ", "ConfigError: "))]
-    return (ours or list(lines) or ["it printed nothing"])[-1].strip()
+    errors = [number for number, line in enumerate(lines) if line.startswith("ERROR: ")]
+    said = ours[-1:] or lines[errors[0] if errors else -LAST_WORDS :]
+    return " ".join(" ".join(said).split()) or "it printed nothing"
 
 
 def _recorded_hash(stage: str) -> str | None:
