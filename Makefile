@@ -25,8 +25,9 @@ test-slow: $(STAMP)  ## what needs longer: several Ray workers, a real server
 	@$(BIN)/python -m pytest -q -m slow
 
 bench: $(STAMP)  ## ratios: engine against a bare loop, loader against per-image decoding
-	@$(BIN)/python -m benchmarks.engine
-	@$(BIN)/python -m benchmarks.loader
+	@$(BIN)/python -m benchmarks.engine --recipe modern --threads 1
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m dvc repro prepare@demo
+	@$(BIN)/python -m benchmarks.loader --data data/prepared/demo
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .
