@@ -61,6 +61,8 @@ def scan_image(root: Path, record: dict, max_pixels: int) -> Scan:
         return Scan((finding("unreadable_image", f"{len(content)} bytes that are no known image format"),), digest)
     except Image.DecompressionBombError as error:
         return Scan((finding("too_many_pixels", str(error)),), digest)
+    except (OSError, SyntaxError, ValueError) as error:  # it ends before its header does
+        return Scan((finding("truncated_image", f"{len(content)} bytes do not decode: {error}"),), digest)
     width, height = image.size
     if width * height > max_pixels:
         return Scan((finding("too_many_pixels", f"{width} x {height} px, at most {max_pixels} are allowed"),), digest)
