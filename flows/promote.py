@@ -9,7 +9,7 @@ from flows import steps
 from flows.data import bring_up_to_date
 from pose import config_loading
 from pose.progress import say
-from pose.registry import Decision
+from pose.registry import Decision, whoami
 
 
 @flow(name="promote", log_prints=True)
@@ -23,7 +23,7 @@ def promote(reference: str, profile: str | None = None, why: str = "asked by han
     registry = steps.registry(params)
     version = registry.resolve(reference)
     again = steps.Reevaluate(params, dataset)
-    decision = registry.promote(version.name, version.version, params.promotion, steps.promoter(), why, again)
+    decision = registry.promote(version.name, version.version, params.promotion, whoami(), why, again)
     verdict = "promoted" if decision.promoted else "kept back"
     say(f"{version.uri} {verdict}: {decision.reason}")
     create_markdown_artifact(f"**{version.uri}** {verdict}: {decision.reason}", key="promotion")

@@ -74,7 +74,7 @@ class Results:
             champion_of=f"pose-{self.params.dataset}" if champion else None,
             reused=reused,
             lineage={key: version.tags[key] for key in sorted(version.tags) if key not in HIDDEN_TAGS},
-            command=f"pose train {name} {self.command.removeprefix('pose train-all ')}",
+            command=f"pose train {name}{self.command.removeprefix('pose train-all')}",
         )
 
     @property

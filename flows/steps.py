@@ -6,14 +6,13 @@ there again. Nothing here knows Prefect.
 
 from __future__ import annotations
 
-import getpass
 import json
 import shutil
-import socket
 import threading
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 
 import yaml
@@ -34,13 +33,16 @@ from pose.training import Outcome, TrainingSpec
 
 EVALUATING_CODE = (
     "pose/metrics/*.py", "pose/evaluate.py", "pose/evaluation.py", "pose/export.py", "pose/card.py", "pose/bundle.py",
-    "pose/registry/packaging.py",
+    "pose/registry/packaging.py", "pose/people.py", "pose/inference/weights.py",
 )  # fmt: skip
 """Source files that decide what a registered bundle holds besides its trained weights."""
 
+EXPORTING_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
 _torch = threading.Lock()
 """Held by whoever runs a network in this process. Architectures side by side are threads: torch.export patches every
-module while it traces, two trainings would share one stream of random numbers, and latency is true only undisturbed.
+module while it traces, and two trainings would share one stream of random numbers. Trainings on Ray's workers go on
+meanwhile: where `parallel` is above one, a bundle's latency is that of a busy machine.
 """
 
 
@@ -68,6 +70,7 @@ class Job:
                 "evaluation": self.params.evaluation.model_dump(mode="json"),
                 "export": self.params.export.model_dump(mode="json"),
                 "code": tree_sha256(ROOT, EVALUATING_CODE),
+                "versions": {name: version(name) for name in EXPORTING_PACKAGES},
             }
         )
 
@@ -205,11 +208,6 @@ class Reevaluate:
         directory = self.dataset.directory
         split, info = Split.open(directory, self.params.evaluation.split), describe(directory)
         return evaluate_system(trained(bundle).system, split, self.params.evaluation, info)[0]
-
-
-def promoter() -> str:
-    """Who the ledger says it was."""
-    return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
 def run_lineage(params: Params, dataset: DatasetVersion, command: str) -> dict[str, str]:

@@ -23,9 +23,9 @@ from flows.steps import Job
 from pose import config_loading
 from pose.config import Params
 from pose.digests import json_sha256
-from pose.errors import RegistryError, TrainingError
+from pose.errors import PoseError, RegistryError, TrainingError
 from pose.progress import say
-from pose.registry import Decision, RunLog, Version
+from pose.registry import Decision, RunLog, Version, whoami
 from pose.report import results_table
 from pose.training import Outcome
 
@@ -36,7 +36,9 @@ def _busy(task: Any, run: Any, state: State) -> bool:
 
 
 def _passing(task: Any, run: Any, state: State) -> bool:
-    """A lost connection or a lost Ray may come back; a bug or an error of ours will be the same next time."""
+    """A lost connection may come back. Ray has restarted its workers by itself before it gives up; the next run
+    resumes. A bug or an error of ours will be the same next time.
+    """
     error = _error(state)
     return isinstance(error, OSError) or type(error).__module__.startswith("ray.")
 
@@ -117,7 +119,7 @@ def side_by_side(jobs: Sequence[Job], parent: RunLog, parallel: int) -> dict[str
 def promote(params: Params, dataset: DatasetVersion, versions: Sequence[Version]) -> dict[str, Decision]:
     """Each version against its model's champion, then the best of all against the dataset's; by model name."""
     registry = steps.registry(params)
-    how = (params.promotion, steps.promoter(), f"train-all on {params.dataset}", steps.Reevaluate(params, dataset))
+    how = (params.promotion, whoami(), f"train-all on {params.dataset}", steps.Reevaluate(params, dataset))
     decisions = [registry.promote(version.name, version.version, *how) for version in versions]
     decisions.append(registry.promote_dataset(params.dataset, versions, *how))
     for decision in decisions:
@@ -209,8 +211,13 @@ def _publish(shown: results.Results, page: Path) -> None:
 
 
 def _named(failures: dict[str, Any]) -> str:
-    listed = "; ".join(f"{name}: {error}" for name, error in failures.items())
+    listed = "; ".join(f"{name}: {_said(error)}" for name, error in failures.items())
     return f"{len(failures)} architecture(s) failed and the others were kept: {listed}"
+
+
+def _said(error: Any) -> str:
+    """An error of ours in its own words; a bug with its type, which is half of what it says."""
+    return str(error) if isinstance(error, PoseError) else f"{type(error).__name__}: {error}"
 
 
 if __name__ == "__main__":

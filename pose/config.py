@@ -10,11 +10,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Tally = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Strict(BaseModel):
@@ -50,7 +51,7 @@ class SyntheticParams(Strict):
     width: Count
     height: Count
     people: tuple[Count, Count] = Field(description="fewest and most people per image")
-    seed: Tally
+    seed: Seed
 
 
 class CropParams(Strict):
@@ -117,7 +118,7 @@ class OptimiserParams(Strict):
 
     kind: Literal["sgd", "adam", "adamw"]
     lr: Positive
-    momentum: Fraction = 0.9
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: NonNegative = 0.0
 
 
@@ -164,6 +165,12 @@ class RecipeParams(Strict):
     augment: AugmentParams
     phases: list[PhaseParams] = Field(min_length=1)
 
+    @model_validator(mode="after")
+    def _trains_something(self) -> RecipeParams:
+        if not any(phase.epochs for phase in self.phases):
+            raise ValueError("every phase has 0 epochs, so nothing would be trained")
+        return self
+
 
 class SystemParams(Strict):
     """What every system's block has; a system adds its own sizes in a subclass."""
@@ -203,8 +210,14 @@ class RayParams(Strict):
     gpus_per_worker: NonNegative = 0
     max_failures: Tally = 3
     address: str | None = Field(default=None, description="Ray dashboard of a cluster, for jobs; null: this machine")
-    storage_path: str | None = Field(default=None, description="checkpoints of running jobs; null: <storage>/training")
+    storage_path: str | None = Field(default=None, description="what travels between machines; null: one disk for all")
     poll_seconds: Positive = 0.5
+
+    @model_validator(mode="after")
+    def _range_is_one(self) -> RayParams:
+        if self.min_workers is not None and self.min_workers > max(1, self.workers):
+            raise ValueError(f"min_workers is {self.min_workers}, more than workers ({self.workers})")
+        return self
 
 
 class TrainingParams(Strict):
@@ -240,7 +253,7 @@ class ExportParams(Strict):
 class PromotionParams(Strict):
     """When a challenger replaces the champion: the metric is better by more than the margin, surely."""
 
-    metric: Literal["pck_image_12", "pck_torso_02", "pck_torso_auc", "pcp_strict", "pcp_loose", "pckh_05"]
+    metric: Literal["pck_image_12", "pck_torso_02", "pck_torso_auc", "pcp_strict", "pcp_loose", "pckh_05", "mse_unit"]
     margin: NonNegative
     resamples: Count
     confidence: Annotated[float, Field(gt=0, lt=1)]
@@ -249,7 +262,7 @@ class PromotionParams(Strict):
 class Params(Strict):
     """The whole of params.yaml with its overlays."""
 
-    seed: Tally
+    seed: Seed
     dataset: str
     architectures: list[str] = Field(min_length=1)
     parallel: Count = Field(description="architectures trained side by side")

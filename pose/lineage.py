@@ -23,14 +23,22 @@ def git_commit() -> str:
         return os.environ["GIT_COMMIT"]
     if not (ROOT / ".git").exists():
         return "unknown: not a git checkout and GIT_COMMIT is not set"
-    commit = _git("rev-parse", "HEAD")
-    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", f":(exclude){WRITTEN_BY_RUNS}")
-    return f"{commit}-dirty" if changed else commit
+    try:
+        return _git_commit()
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        return f"unknown: {' '.join(said.split())}"
 
 
 def _git(*arguments: str) -> str:
     done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
     return done.stdout.strip()
+
+
+def _git_commit() -> str:
+    commit = _git("rev-parse", "HEAD")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", f":(exclude){WRITTEN_BY_RUNS}")
+    return f"{commit}-dirty" if changed else commit
 
 
 def collect(params: Params, data_hash: str, command: str) -> dict[str, str]:

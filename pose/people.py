@@ -52,7 +52,10 @@ class People:
     def save(self, path: Path) -> None:
         """Writes all fields to one .npz file."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(path, allow_pickle=False, **{f.name: getattr(self, f.name) for f in fields(self)})
+        # Whole or not there: the file's existence says that what it holds is finished.
+        partial = path.with_name(f".{path.name}")
+        np.savez_compressed(partial, allow_pickle=False, **{f.name: getattr(self, f.name) for f in fields(self)})
+        partial.replace(path)
 
     @staticmethod
     def load(path: Path) -> People:

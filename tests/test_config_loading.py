@@ -57,6 +57,10 @@ def test_overlay_changes_one_system_though_anchors_share_its_recipe() -> None:
         ("systems.baseline1.recipe=papr", ["systems.baseline1", "papr", "paper"]),
         ("data.lspet.crop.size=3", ["data", "DVC"]),
         ("seed", ["a.b=value"]),
+        ("systems.baseline1.recipes.modern.optimiser.lr=.inf", ["optimiser.lr", "inf", "finite"]),
+        ("seed=99999999999999999999999", ["seed", "99999999999999999999999", "4294967296"]),
+        ("training.ray.min_workers=4", ["min_workers is 4", "more than workers (1)"]),
+        ("systems.vgg16_regressor.recipes.paper.phases.0.epochs=0", ["vgg16_regressor.recipes.paper", "0 epochs"]),
         ("training.ray.workers=many", ["training.ray.workers", "'many'", "integer"]),
     ],
 )  # fmt: skip

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import os
-import socket
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -82,7 +79,9 @@ def promote(
 
         return evaluate_folder(bundle, dataset, params)
 
-    decision = registry.promote(model, version, params.promotion, _who(), why, reevaluate)
+    from pose.registry import whoami
+
+    decision = registry.promote(model, version, params.promotion, whoami(), why, reevaluate)
     if json:
         print_json(asdict(decision))
     else:
@@ -103,7 +102,9 @@ def rollback(
 
     Example: `pose registry rollback pose-lspet --why "fails on night pictures"`
     """
-    entry = _registry(profile, set_).rollback(model, _who(), why, to)
+    from pose.registry import whoami
+
+    entry = _registry(profile, set_).rollback(model, whoami(), why, to)
     if json:
         print_json(asdict(entry))
     else:
@@ -160,12 +161,3 @@ def _registry(profile: str | None, set_: list[str] | None) -> Registry:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
-
-
-def _who() -> str:
-    """user@host, for the ledger."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user need not have a name
-        user = f"uid {os.getuid()}"
-    return f"{user}@{socket.gethostname()}"

@@ -103,10 +103,17 @@ def _sources(params: ArchiveParams) -> list[_Source]:
 def _still_good(target: Path, params: ArchiveParams) -> bool:
     """Whether the file there is one that some source may deliver; says so when it is not."""
     known = [source.sha256 for source in params.sources]
-    good = file_sha256(target) in known if all(known) else is_archive(target)
-    if not good:
-        say(f"{target} is not what params.yaml names (sha256 {', '.join(filter(None, known))}); fetching it again")
-    return good
+    digest = file_sha256(target)
+    if digest in known:
+        return True
+    if not all(known) and is_archive(target):
+        say(
+            f"warning: {target} has the sha256 {digest}, which params.yaml does not name; taken, because the hash of "
+            "one of its sources is not known"
+        )
+        return True
+    say(f"{target} is not what params.yaml names (sha256 {', '.join(filter(None, known))}); fetching it again")
+    return False
 
 
 def _partial_path(target: Path, url: str) -> Path:

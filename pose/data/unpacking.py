@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import lzma
 import shutil
 import stat
 import tarfile
@@ -63,16 +64,24 @@ def unpack(
             _require_space(archive, directory, sum(member.size for member in members))
             for member in track(members, f"unpack {archive.name}"):
                 _extract(opened, member, temporary)
+            _read_to_the_end(opened)
         _publish(temporary, directory)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError) as error:
         raise DataError(f"{archive} is damaged ({error}). Remove it and fetch it again.") from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
+            raise DataError(f"{archive} cannot be unpacked into {directory}: {error}") from error
         raise DataError(f"the disk filled up while unpacking {archive} into {directory}: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return directory
+
+
+def _read_to_the_end(opened: zipfile.ZipFile | tarfile.TarFile) -> None:
+    """A compressed tar's own checksum stands behind its last member; a zip has one for each member."""
+    if isinstance(opened, tarfile.TarFile) and opened.fileobj is not None:
+        while opened.fileobj.read(1 << 20):
+            pass
 
 
 def _open(archive: Path) -> zipfile.ZipFile | tarfile.TarFile:

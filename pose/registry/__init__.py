@@ -8,13 +8,13 @@ from typing import Any
 
 from pose.config import PromotionParams
 from pose.registry import promotion, runs, versions
-from pose.registry.ledger import Entry
+from pose.registry.ledger import Entry, whoami
 from pose.registry.promotion import Decision, Reevaluate
 from pose.registry.runs import RunLog
 from pose.registry.store import Store, translated
 from pose.registry.versions import ModelSummary, Version
 
-__all__ = ["Decision", "Entry", "ModelSummary", "Registry", "RunLog", "Store", "Version"]
+__all__ = ["Decision", "Entry", "ModelSummary", "Registry", "RunLog", "Store", "Version", "whoami"]
 
 
 class Registry:

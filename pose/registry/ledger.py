@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import os
+import socket
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -25,6 +28,15 @@ class Entry:
     numbers: dict[str, Any] = field(default_factory=dict)
     when: str = ""
     """UTC, ISO 8601."""
+
+
+def whoami() -> str:
+    """user@host, who an entry is signed by where nobody else is named."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user need not have a name
+        user = f"uid {os.getuid()}"
+    return f"{user}@{socket.gethostname()}"
 
 
 def append(store: Store, model: str, entry: Entry) -> Entry:

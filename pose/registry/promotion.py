@@ -17,7 +17,7 @@ from pose.metrics import bootstrap
 from pose.registry import ledger
 from pose.registry.locks import Lock, lock
 from pose.registry.store import Store, translated
-from pose.registry.versions import CHAMPION, PREVIOUS, Version, create, fetch, get, versions
+from pose.registry.versions import CHAMPION, PREVIOUS, Version, create, fetch, get, listed, versions
 
 Reevaluate = Callable[[Path], Evaluation]
 """Evaluates the bundle in a directory on the challenger's test images."""
@@ -96,6 +96,7 @@ def rollback(store: Store, model: str, who: str, why: str, to: int | None = None
     Asked again without a promotion in between it changes nothing and returns the last entry. Raises RegistryError
     where there is nothing to go back to.
     """
+    listed(store, model)
     with _exclusive(store, model) as held:
         champion, entries = _champion(store, model), ledger.read(store, model)
         target = to if to is not None else _aliased(store, model, PREVIOUS)
@@ -112,6 +113,7 @@ def rollback(store: Store, model: str, who: str, why: str, to: int | None = None
 
 def history(store: Store, model: str) -> list[ledger.Entry]:
     """Every move of the champion, oldest first."""
+    listed(store, model)
     with translated(store.uri):
         return ledger.read(store, model)
 
@@ -153,6 +155,10 @@ def _decide(
 
     if champion == challenger.version:
         return decided(False, "is the champion already")
+    withdrawn = _withdrawn(store, challenger)
+    if withdrawn is not None:
+        again = f"`pose registry rollback {challenger.name} --to {challenger.version}` puts it back"
+        return decided(False, f"was rolled back by {withdrawn.who}: {withdrawn.why}. {again}")
     baseline = _value(evaluation, f"mean_pose_{params.metric}")
     if _sign(params.metric) * (value - baseline) <= 0:
         return decided(False, f"{params.metric} {value:.4f} does not beat the mean pose's {baseline:.4f}")
@@ -168,11 +174,10 @@ def _decide(
         )
     bundle = fetch(store, holder)
     theirs = Evaluation.load(bundle / "evaluation")
-    if not same_images(evaluation, theirs, params.metric):
+    same_data = holder.tags.get("data_hash") == challenger.tags.get("data_hash")
+    if not (same_data and same_images(evaluation, theirs, params.metric)):
         if reevaluate is None:
-            return decided(
-                False, f"champion {champion} was evaluated on other test images; evaluate it anew to compare"
-            )
+            return decided(False, f"champion {champion} was evaluated on other test images; evaluate it anew to compare")
         theirs = reevaluate(bundle)
         if not same_images(evaluation, theirs, params.metric):
             raise RegistryError(
@@ -182,6 +187,27 @@ def _decide(
             )
     numbers = compare(evaluation, theirs, params)
     return decided(*_verdict(numbers, champion, params), numbers)
+
+
+def _withdrawn(store: Store, challenger: Version) -> ledger.Entry | None:
+    """The rollback that took this training's alias away, unless somebody has since given it back.
+
+    The same weights would win the same comparison again the night after a person decided against them.
+    """
+    for entry in reversed(ledger.read(store, challenger.name)):
+        if entry.to_version is not None and _same_training(store, challenger, entry.to_version):
+            return None
+        taken = entry.from_version if entry.action == "rollback" else None
+        if taken is not None and _same_training(store, challenger, taken):
+            return entry
+    return None
+
+
+def _same_training(store: Store, challenger: Version, number: int) -> bool:
+    if number == challenger.version:
+        return True
+    others = {version.version: version.fingerprint for version in versions(store, challenger.name)}
+    return challenger.fingerprint != "" and others.get(number) == challenger.fingerprint
 
 
 def compare(challenger: Evaluation, champion: Evaluation, params: PromotionParams) -> tuple[float, float, float]:

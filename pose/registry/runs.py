@@ -1,8 +1,8 @@
 """The record of a training: a local journal that is the truth, and a mirror of it in MLflow.
 
-Training never waits for MLflow and never fails with it. Every line of the journal reaches MLflow exactly once:
-the same request that writes a batch moves the run's cursor, and points keep their first timestamp, so that a
-batch sent twice is one batch.
+Training never waits for MLflow and never fails with it. Every line of the journal reaches MLflow exactly once: the
+run's cursor moves after each batch, and points keep their first timestamp, so that a batch sent again because the
+cursor was not moved is one batch.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def connect(params: RayParams) -> None:
         env = {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
         if address := os.environ.get("RAY_ADDRESS"):
             # A cluster's nodes have the program in their image; this machine's path would mean nothing there.
-            ray.init(address=address, log_to_driver=False)
+            ray.init(address=address, log_to_driver=params.storage_path is not None)
             return
         cores = len(os.sched_getaffinity(0))
         wanted = params.workers * params.cpus_per_worker
@@ -110,7 +110,7 @@ def connect(params: RayParams) -> None:
                     address="local",
                     num_cpus=max(cores, math.ceil(wanted)),
                     include_dashboard=False,
-                    log_to_driver=False,
+                    log_to_driver=params.storage_path is not None,
                     runtime_env={"env_vars": env},
                 )
                 return

@@ -10,7 +10,8 @@ from pose.training.distributed import World, share
 
 def epoch_order(rows: int, seed: int, epoch: int) -> np.ndarray:
     """A permutation of range(rows), int64."""
-    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(rows)
+    # A counter far from those of the augmentation, which has the same key: see pose.data.augment.
+    return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, 1 << 63, 0])).permutation(rows)
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:

@@ -18,14 +18,16 @@ from pose.digests import file_sha256, json_sha256
 from pose.errors import ConfigError, TrainingError
 from pose.systems import SYSTEMS
 
-NUMERIC_PACKAGES = ("torch", "torchvision", "numpy")
+NUMERIC_PACKAGES = ("torch", "numpy", "pillow")
 """Their versions may change a trained weight."""
 
 NUMERIC_CODE = (
+    "pose/systems/__init__.py",
     "pose/systems/base.py",
     "pose/skeleton.py",
     "pose/layers/*.py",
     "pose/data/batch.py",
+    "pose/data/crops.py",
     "pose/data/loader.py",
     "pose/data/augment.py",
     "pose/data/shards.py",
@@ -35,6 +37,7 @@ NUMERIC_CODE = (
 
 HARMLESS_CODE = (
     "pose/training/ray.py", "pose/training/jobs.py", "pose/training/spec.py", "pose/training/checkpoints.py",
+    "pose/training/follow.py",
 )  # fmt: skip
 
 
@@ -68,7 +71,7 @@ class TrainingSpec:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex digest of all that decides the trained weights; storage, parallelism and reports are not in it."""
+        """Hex digest of all that decides the trained weights; storage, checkpointing and reports are not in it."""
         return self.recorded or json_sha256(self.identity())
 
     def check_current(self) -> None:

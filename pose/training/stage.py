@@ -117,7 +117,11 @@ class Stage:
             self.ema.update()
 
     def _backward(self, batch: Batch) -> None:
-        """Adds to the gradients that of the mean loss over the global batch; every part counts by its rows."""
+        """Adds to the gradients those of each part's own loss, weighted by its rows.
+
+        For a loss that is a mean over rows this is the gradient over the global batch; for one that is a mean over
+        labelled joints it is a mean of means, as under plain DDP, and depends a little on how rows are shared out.
+        """
         parts = list(_parts(batch, self.recipe.accumulate))
         for index, part in enumerate(parts):
             last = index == len(parts) - 1

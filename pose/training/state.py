@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,7 @@ from pose.data.batch import Batch
 from pose.data.loader import Loader
 from pose.data.shards import Split
 from pose.digests import file_sha256
+from pose.errors import TrainingError
 from pose.progress import say
 from pose.systems import create
 from pose.training import checkpoints, distributed, settings
@@ -159,6 +161,11 @@ class Run:
         stage.sums.zero_()
         name, more_is_better = goal(phase, self.system)
         metric = record["val"][name]
+        if not math.isfinite(metric):
+            raise TrainingError(
+                f"{self.spec.system} epoch {p.epoch} ({phase.name}): val/{name} is {metric}; these weights are of no "
+                "use. Earlier checkpoints are intact; lower the learning rate or set clip_norm"
+            )
         if p.best is None or (metric > p.best if more_is_better else metric < p.best):
             p.best, p.best_epoch, p.best_metric, p.stale = metric, p.epoch, f"val/{name}", 0
             with stage.averaged():
@@ -185,8 +192,7 @@ class Run:
 
     def save(self, stage: Stage | None) -> Path:
         """A checkpoint of everything, written by rank 0; all ranks raise if it cannot. `stage` None: between phases."""
-        sums = stage.sums.cpu() if stage is not None else None
-        ranks = distributed.gather({"rng": settings.rng_state(self.world), "sums": sums}, self.world)
+        ranks = distributed.gather(self._rank_state(stage), self.world)
         params = self.spec.params.training.checkpoint
 
         def write() -> Path:
@@ -203,16 +209,25 @@ class Run:
 
         return distributed.on_main(write, self.world)
 
+    def _rank_state(self, stage: Stage | None) -> dict[str, Any]:
+        return {
+            "rng": settings.rng_state(self.world),
+            "sums": stage.sums.cpu() if stage is not None else None,
+            "threads": torch.get_num_threads(),
+            "device": self.world.device.type,
+        }
+
     def resume(self) -> None:
         """Goes back to the newest checkpoint that can be trusted, if there is one.
 
         Rank 0 chooses, so that all ranks continue from the same one.
         """
         directory, fingerprint = self.checkpoint_dir, self.spec.fingerprint
-        newest = distributed.on_main(lambda: checkpoints.latest(directory, fingerprint), self.world)
+        # A name, not a path: on several machines every rank has a copy of its own.
+        newest = distributed.on_main(lambda: _name(checkpoints.latest(directory, fingerprint)), self.world)
         if newest is None:
             return
-        self._resumed = state = checkpoints.load(newest, fingerprint)
+        self._resumed = state = checkpoints.load(directory / newest, fingerprint)
         self.progress = Progress(**state["progress"])
         self.progress.resumed_from.append(self.total_step)
         self.network.load_state_dict(state["network"])
@@ -221,10 +236,11 @@ class Run:
         self.write_history()
         if self.world.main:
             say(f"{self.spec.name}: resumed from step {self.total_step} (epoch {self.progress.epoch + 1})")
-            if len(state["ranks"]) != self.world.size:
+            was, now = _conditions(state["ranks"]), _conditions([self._rank_state(None)] * self.world.size)
+            if was != now:
                 say(
-                    f"warning: that checkpoint was written by {len(state['ranks'])} workers and goes on with "
-                    f"{self.world.size}; the result is equivalent to an uninterrupted one, not identical"
+                    f"warning: that checkpoint was written by {was} and goes on with {now}; the result is equivalent "
+                    "to an uninterrupted one, not identical"
                 )
 
     def _restore_rank(self, stage: Stage | None) -> None:
@@ -271,3 +287,12 @@ class Run:
             weights_sha256=file_sha256(run_dir / "model.safetensors"),
             history=p.history,
         ).save()
+
+
+def _name(path: Path | None) -> str | None:
+    return path.name if path is not None else None
+
+
+def _conditions(ranks: list[dict[str, Any]]) -> str:
+    """What exact repetition depends on besides the specification."""
+    return f"{len(ranks)} workers of {ranks[0]['threads']} threads on {ranks[0]['device']}"

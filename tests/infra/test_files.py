@@ -140,3 +140,24 @@ def test_scripts_are_valid_shell() -> None:
     for script in (INFRA / "up", INFRA / "worker", INFRA / "deploy", ROOT / ".ci" / "run"):
         assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
         assert script.stat().st_mode & 0o111, f"{script} is not executable"
+
+
+def test_secrets_stay_out_of_git_and_out_of_the_image() -> None:
+    import subprocess
+
+    ignored = subprocess.run(["git", "check-ignore", "-q", "infra/.env"], cwd=ROOT, check=False)
+    assert ignored.returncode == 0
+    assert "**/.env" in (ROOT / ".dockerignore").read_text().splitlines()
+
+
+def test_the_cluster_profile_speaks_to_the_cluster_that_the_files_describe() -> None:
+    cluster = yaml.safe_load((INFRA / "kubernetes" / "raycluster.yaml").read_text())
+    address = yaml.safe_load((INFRA / "profiles" / "cluster.yaml").read_text())["training"]["ray"]["address"]
+    assert address == f"http://{cluster['metadata']['name']}-head-svc:8265"
+
+
+@pytest.mark.parametrize("page", ["README.md", "infra/README.md"])
+def test_links_in_pages_lead_somewhere(page: str) -> None:
+    path = ROOT / page
+    for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
+        assert (path.parent / target).exists(), target

@@ -87,13 +87,14 @@ class Factory:
     directory: Path
     name: str
 
-    def register(self, hits: np.ndarray, **evaluated: object) -> Version:
+    def register(self, hits: np.ndarray, lineage: dict[str, str] | None = None, **evaluated: object) -> Version:
         fingerprint = uuid.uuid4().hex
         measured = evaluation(hits, **evaluated)  # type: ignore[arg-type]
         bundle = write_bundle(self.directory / fingerprint, measured)
         run = self.registry.start_run(self.name, fingerprint, {"dataset": "drawn"}, {"lr": 0.1})
         run.finish()
-        tags = {"fingerprint": fingerprint, "git_commit": "c0ffee", "data_hash": "da7a"}
+        tags = {"fingerprint": fingerprint, "git_commit": "c0ffee", "data_hash": "da7a", "dataset": "drawn"}
+        tags |= lineage or {}
         return self.registry.register(bundle, self.name, run, tags, measured.metrics)
 
 

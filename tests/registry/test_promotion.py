@@ -63,6 +63,55 @@ def test_an_equal_challenger_is_held_back(factory: Callable) -> None:
     assert len(models.registry.history(models.name)) == 1
 
 
+def test_what_a_person_rolled_back_is_not_promoted_again_by_the_next_night(factory: Callable) -> None:
+    models = factory()
+    promote(models, models.register(WORSE))
+    better = models.register(BETTER)
+    assert promote(models, better).promoted
+    models.registry.rollback(models.name, "a person", "fails on night pictures")
+    again = promote(models, better)
+    assert not again.promoted
+    assert "rolled back by a person: fails on night pictures" in again.reason
+    assert models.registry.resolve(f"{models.name}@champion").version == 1
+    anew = models.register(BETTER, lineage={"fingerprint": better.fingerprint})
+    assert not promote(models, anew).promoted, "the same weights, registered once more"
+    models.registry.rollback(models.name, "a person", "it was the camera", to=better.version)
+    assert models.registry.resolve(f"{models.name}@champion").version == better.version
+    assert "champion already" in promote(models, better).reason
+
+
+def test_a_champion_of_another_dataset_is_not_compared_with(factory: Callable) -> None:
+    models = factory()
+    promote(models, models.register(WORSE))
+    decision = promote(models, models.register(BETTER, lineage={"dataset": "photographed"}))
+    assert not decision.promoted
+    assert "not comparable" in decision.reason
+
+
+def test_a_champion_measured_on_other_data_is_measured_anew(factory: Callable) -> None:
+    models = factory()
+    promote(models, models.register(WORSE))
+    challenger = models.register(BETTER, lineage={"data_hash": "changed"})
+    assert "other test images" in promote(models, challenger).reason
+    asked: list[Path] = []
+
+    def reevaluate(bundle: Path) -> Evaluation:
+        asked.append(bundle)
+        return Evaluation.load(bundle / "evaluation")
+
+    decision = models.registry.promote(models.name, challenger.version, PARAMS, "the test", "because", reevaluate)
+    assert decision.promoted
+    assert len(asked) == 1
+
+
+def test_the_history_of_a_model_that_is_not_there_says_so(factory: Callable) -> None:
+    models = factory()
+    models.register(WORSE)
+    for ask in (models.registry.history, lambda name: models.registry.rollback(name, "a person", "because")):
+        with pytest.raises(RegistryError, match="no model pose-nobody"):
+            ask("pose-nobody")
+
+
 def test_the_margin_counts(factory: Callable) -> None:
     models = factory()
     promote(models, models.register(WORSE))

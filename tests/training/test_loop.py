@@ -74,7 +74,7 @@ def test_frozen_groups_do_not_move(spec, monkeypatch):
 
 
 def test_accumulation_equals_one_batch(spec, tmp_path):
-    """With every joint labelled and no batch statistics, mean of halves = mean of the whole."""
+    """For a loss that is a mean over rows, without batch statistics, mean of halves = mean of the whole."""
     outcomes = []
     for parts in (1, 2, 3):
         s = spec(
