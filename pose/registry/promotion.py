@@ -177,7 +177,8 @@ def _decide(
     same_data = holder.tags.get("data_hash") == challenger.tags.get("data_hash")
     if not (same_data and same_images(evaluation, theirs, params.metric)):
         if reevaluate is None:
-            return decided(False, f"champion {champion} was evaluated on other test images; evaluate it anew to compare")
+            why = f"champion {champion} was evaluated on other test images; evaluate it anew to compare"
+            return decided(False, why)
         theirs = reevaluate(bundle)
         if not same_images(evaluation, theirs, params.metric):
             raise RegistryError(
