@@ -14,10 +14,10 @@ from PIL import Image
 from flows import steps
 from flows.data import DatasetVersion
 from pose import report
-from pose.config import Params
+from pose.config import ROOT, Params
 from pose.data.loader import decode
 from pose.data.shards import Split, describe
-from pose.digests import json_sha256
+from pose.digests import json_sha256, tree_sha256
 from pose.errors import RegistryError
 from pose.evaluation import Evaluation
 from pose.export import ExportReport
@@ -94,8 +94,15 @@ class Results:
         """The page in runs/reports/ and among the run's artefacts; kept where nothing it shows has changed."""
         shown = {name: version.uri for name, (version, _) in self.finished.items()}
         fates = {model: (d.version, d.champion) for model, d in self.decisions.items()}
+        page_code = tree_sha256(ROOT, ["pose/report/*"])
         key = json_sha256(
-            [shown, fates, self.champion_of_dataset, {name: str(error) for name, error in self.failures.items()}]
+            [
+                page_code,
+                shown,
+                fates,
+                self.champion_of_dataset,
+                {name: str(error) for name, error in self.failures.items()},
+            ]
         )
         page = self.params.storage_path / "reports" / f"{self.params.dataset}-{key[:12]}" / "report.html"
         if page.exists():

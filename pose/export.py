@@ -91,39 +91,50 @@ def export(
 
     Raises ExportError where a file differs from the network by more than the tolerance: which image, joint, how much.
     """
-    started = time.monotonic()
-    restore(system, weights).network.cpu()
-    deployed = Deployed(system).eval()
     building = out.with_name(out.name + ".part")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
-    shutil.copyfile(weights, building / "model.safetensors")
-    _write_programs(deployed, system.params.input_size, building)
-    _write_description(name, system, crop, building / "model.json")
+    try:
+        report = _build(name, restore(system, weights), split, crop, building, params, threads)
+        shutil.copyfile(weights, building / "model.safetensors")
+        shutil.rmtree(out, ignore_errors=True)
+        building.rename(out)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return report
+
+
+def _build(
+    name: str, system: System, split: Split, crop: CropParams, directory: Path, params: ExportParams, threads: int
+) -> ExportReport:
+    """Both programs and what is said of them; raises ExportError where one of them is wrong."""
+    started = time.monotonic()
+    system.network.cpu()
+    deployed = Deployed(system).eval()
+    _write_programs(deployed, system.params.input_size, directory)
+    _write_description(name, system, crop, directory / "model.json")
 
     rows = np.unique(np.linspace(0, len(split) - 1, params.parity_images).round().astype(np.int64))
     images = crops(split, rows, system.params.input_size)
-    run_onnx = onnx_network(building / "model.onnx", threads)
-    candidates = {"onnx": run_onnx, "torch_export": exported_network(building / "model.pt2")}
+    run_onnx = onnx_network(directory / "model.onnx", threads)
+    candidates = {"onnx": run_onnx, "torch_export": exported_network(directory / "model.pt2")}
     expected = _eager(deployed)(images)
     parity = {
         kind: check_parity(f"{name}, {kind}", run, images, expected, split, rows, params.tolerance_px)
         for kind, run in candidates.items()
     }
+    batch = np.resize(images, (THROUGHPUT_BATCH, *images.shape[1:]))
     report = ExportReport(
         parity_px=parity,
         parity_images=len(rows),
         latency_ms=1000 * _seconds(run_onnx, images[:1], params.latency_runs),
-        throughput=THROUGHPUT_BATCH
-        / _seconds(run_onnx, np.resize(images, (THROUGHPUT_BATCH, *images.shape[1:])), params.latency_runs),
+        throughput=THROUGHPUT_BATCH / _seconds(run_onnx, batch, params.latency_runs),
         threads=threads,
         parameters=parameter_count(system.network),
-        bytes={path.name: path.stat().st_size for path in sorted(building.glob("model.*"))},
+        bytes={path.name: path.stat().st_size for path in sorted(directory.glob("model.*"))},
         seconds=time.monotonic() - started,
     )
-    (building / "export.json").write_text(json.dumps(asdict(report), indent=1) + "\n")
-    shutil.rmtree(out, ignore_errors=True)
-    building.rename(out)
+    (directory / "export.json").write_text(json.dumps(asdict(report), indent=1) + "\n")
     return report
 
 

@@ -72,7 +72,9 @@ def export(
     _require_replaceable(out, folder)
     source = trained(folder)
     split = Split.open(prepared_folder(name), params.evaluation.split)
-    report = export_model(source.name, source.system, source.weights, split, source.crop, out, params.export)
+    report = export_model(
+        source.name, source.system, source.weights, split, source.crop, out, params.export, params.training.threads
+    )
     if json:
         print_json(asdict(report))
         return
