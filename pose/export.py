@@ -95,8 +95,8 @@ def export(
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     try:
-        report = _build(name, restore(system, weights), split, crop, building, params, threads)
         shutil.copyfile(weights, building / "model.safetensors")
+        report = _build(name, restore(system, weights), split, crop, building, params, threads)
         shutil.rmtree(out, ignore_errors=True)
         building.rename(out)
     finally:
