@@ -213,13 +213,20 @@ def asked(spec: TrainingSpec, question: Callable[[JobSubmissionClient], T]) -> T
                 f"the Ray cluster at {address} refuses this client: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the "
                 f"cluster's token ({str(error).splitlines()[0]})"
             ) from error
-        except OSError as error:  # what both Ray's client and requests raise for a lost connection
+        except (OSError, RuntimeError) as error:
+            if not _may_pass(error):
+                raise
             if time.monotonic() > given_up:
                 raise TrainingError(
                     f"{spec.name}: the Ray cluster at {address} has not answered for {PATIENCE_SECONDS:g} s ({error}). "
                     f"A job that runs there goes on; the same command follows it again"
                 ) from error
             if not told:
-                say(f"{spec.name}: the Ray cluster at {address} does not answer, trying for {PATIENCE_SECONDS:g} s")
+                say(f"{spec.name}: Ray at {address} is not ready ({error}), trying for {PATIENCE_SECONDS:g} s")
                 told = True
             time.sleep(POLL_SECONDS)
+
+
+def _may_pass(error: Exception) -> bool:
+    """A lost connection is an OSError, of Ray's client and of requests alike; a head that has just begun says so."""
+    return isinstance(error, OSError) or "try again later" in str(error)
