@@ -56,16 +56,9 @@ def test_compose_uses_drivers_and_images_that_exist() -> None:
     assert not re.search(r"postgresql://", text), "SQLAlchemy reads a bare postgresql:// as another driver"
     assert "minio" not in " ".join(service["image"] for service in services.values())
     allowed = {
-        "image",
-        "build",
-        "command",
-        "entrypoint",
-        "environment",
-        "volumes",
-        "ports",
-        "depends_on",
-        "healthcheck",
-    }
+        "image", "build", "command", "entrypoint", "environment", "volumes", "ports", "depends_on", "healthcheck",
+        "restart", "shm_size",
+    }  # fmt: skip
     for name, service in services.items():
         assert set(service) <= allowed, name
 
