@@ -20,10 +20,11 @@ def initialise(module: nn.Module, *, overlapping_pools: bool = False) -> None:
     2015). Two exceptions keep momentum SGD at the recipes' rates from diverging, for the curvature of a squared error
     grows with the square of what reaches the last layer: linear layers have gain 1, and so have the convolutions of
     a trunk with overlapping 3x3 poolings, each of which about doubles the second moment.
-    Draws from torch's global generator.
+    Draws from torch's global generator. Layers on the meta device have no weights and are left alone: drawing nothing
+    costs seconds of imports there.
     """
     for layer in module.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
+        if isinstance(layer, nn.Conv2d | nn.Linear) and not layer.weight.is_meta:
             plain = isinstance(layer, nn.Linear) or overlapping_pools
             nn.init.kaiming_normal_(layer.weight, nonlinearity="linear" if plain else "relu")
             if layer.bias is not None:
@@ -32,8 +33,9 @@ def initialise(module: nn.Module, *, overlapping_pools: bool = False) -> None:
 
 def initialise_output(layer: nn.Linear, std: float, bias: float) -> None:
     """Small weights and a constant bias, so that a network's first answer is `bias` whatever it sees."""
-    nn.init.normal_(layer.weight, std=std)
-    nn.init.constant_(layer.bias, bias)
+    if not layer.weight.is_meta:
+        nn.init.normal_(layer.weight, std=std)
+        nn.init.constant_(layer.bias, bias)
 
 
 @torch.no_grad()
