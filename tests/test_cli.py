@@ -58,6 +58,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for path in (ROOT / "infra/profiles").glob("*.yaml"):
         (profiles / path.name).write_text(path.read_text())
     monkeypatch.setattr("pose.config.ROOT", tmp_path)
+    # MLflow leaves the address it was last told in the environment, for its children.
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return tmp_path
 
 
