@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -16,13 +15,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import pytest
 
 import pose.training
 from pose.errors import ConfigError, DataError, TrainingError
 from pose.training import jobs
 from pose.training.loop import train
-from pose.training.spec import TrainingSpec
+from pose.training.spec import Outcome, TrainingSpec
 
 ADDRESS = "http://ray-head:8265"
 
@@ -234,6 +234,14 @@ def test_a_head_that_stays_away_is_named(spec, cluster, monkeypatch):
         pose.training.run(on_cluster(spec))
 
 
+def test_a_wrong_token_is_named(spec, cluster):
+    from ray.exceptions import AuthenticationError
+
+    cluster.away = [AuthenticationError("no")]
+    with pytest.raises(ConfigError, match="set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"):
+        pose.training.run(on_cluster(spec))
+
+
 def test_a_job_that_a_new_head_has_forgotten_is_submitted_again(spec, cluster):
     def forgotten_once(name: str, sent: TrainingSpec) -> None:
         if len(cluster.submitted) > 1:
@@ -259,45 +267,45 @@ def free_port() -> int:
 
 
 def end(process: subprocess.Popen) -> None:
-    """Ends a process and all of its session; never `ray stop`, which would end other clusters too."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(30)
-        os.killpg(process.pid, signal.SIGKILL)
+    """Ends a head and all that it started; never `ray stop`, which would end other clusters too."""
+    with suppress(psutil.NoSuchProcess):
+        ours = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        process.terminate()
+        psutil.wait_procs(ours, timeout=10)
+        for survivor in ours:
+            with suppress(psutil.NoSuchProcess):
+                survivor.kill()
+        process.wait(10)
 
 
 @pytest.fixture
-def real_cluster(monkeypatch) -> Iterator[str]:
-    """The dashboard of a Ray head with token authentication."""
+def real_cluster() -> Iterator[tuple[str, dict[str, str]]]:
+    """The dashboard of a Ray head with token authentication, and the environment of its clients."""
     # Ray's sockets need a short path.
-    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "a-token-of-this-test-" + "0" * 32)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    # Ports that Ray chooses itself it waits for, only 15 s, which a busy machine misses.
-    ports = (
-        "port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port",
-        "runtime-env-agent-port", "ray-client-server-port",
-    )  # fmt: skip
-    numbers = {name: free_port() for name in ports}
-    command = [
-        str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--temp-dir={folder}",
-        "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--include-dashboard=true", "--num-cpus=2",
-        "--object-store-memory=100000000", "--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats",
-        *[f"--{name}={number}" for name, number in numbers.items()],
-    ]  # fmt: skip
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300",
-    }
-    head = started(command, environment, Path(folder, "head.log"))
-    try:
-        yield f"http://127.0.0.1:{numbers['dashboard-port']}"
-    finally:
-        end(head)
-        shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        # Ports that Ray chooses itself it waits for, only 15 s, which a busy machine misses.
+        names = (
+            "port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
+            "metrics-export-port", "runtime-env-agent-port", "ray-client-server-port",
+        )  # fmt: skip
+        ports = {name: free_port() for name in names}
+        command = [
+            str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--temp-dir={folder}",
+            "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--include-dashboard=true", "--num-cpus=2",
+            "--object-store-memory=100000000", "--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats",
+            *[f"--{name}={port}" for name, port in ports.items()],
+        ]  # fmt: skip
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": "a-token-of-this-test-" + "0" * 32,
+            "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300",
+        }
+        head = started(command, environment, Path(folder, "head.log"))
+        try:
+            yield f"http://127.0.0.1:{ports['dashboard-port']}", environment
+        finally:
+            end(head)
 
 
 def started(command: list[str], environment: dict[str, str], log: Path, attempts: int = 3) -> subprocess.Popen:
@@ -315,24 +323,32 @@ def started(command: list[str], environment: dict[str, str], log: Path, attempts
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_real_job_trains_and_its_results_are_found_again(spec, real_cluster, tmp_path, capsys, monkeypatch):
-    there = on_cluster(spec, address=real_cluster, storage_path=str(tmp_path / "bucket"), cpus_per_worker=1)
-    outcome = pose.training.run(there)
-    assert outcome.fingerprint == there.fingerprint
-    assert outcome.epochs == 3
-    first = capsys.readouterr().err
-    assert f"submitted job {there.name}-a1" in first
+def test_a_real_job_trains_and_its_results_are_found_again(spec, real_cluster, tmp_path):
+    address, environment = real_cluster
+    there = on_cluster(spec, address=address, storage_path=str(tmp_path / "bucket"), cpus_per_worker=1)
 
+    def launch(**changes: str) -> subprocess.CompletedProcess:
+        """A client as a program of its own: Ray reads token and mode once per process."""
+        command = [sys.executable, "-m", "pose.training", str(there.save())]
+        return subprocess.run(command, env=environment | changes, capture_output=True, text=True, check=False)
+
+    first = launch()
+    assert first.returncode == 0, first.stderr
+    assert f"submitted job {there.name}-a1" in first.stderr
+    assert "baseline1 epoch 3 (regression)" in first.stderr
+    outcome = Outcome.load(there.run_dir)
+    assert outcome.fingerprint == there.fingerprint
     here = spec(storage=tmp_path / "here")
     assert pose.training.run(here).weights_sha256 == outcome.weights_sha256
 
     shutil.rmtree(there.run_dir)
-    started = time.monotonic()
-    assert pose.training.run(there) == outcome
-    assert time.monotonic() - started < 30
-    assert f"attaching to job {there.name}-a1 (SUCCEEDED)" in capsys.readouterr().err
+    again = launch()
+    assert again.returncode == 0, again.stderr
+    assert f"attaching to job {there.name}-a1 (SUCCEEDED)" in again.stderr
+    assert Outcome.load(there.run_dir) == outcome
 
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "not-the-token-of-this-test-" + "0" * 32)
     shutil.rmtree(there.run_dir)
-    with pytest.raises(ConfigError, match="RAY_AUTH_TOKEN"):
-        pose.training.run(there)
+    refused = launch(RAY_AUTH_TOKEN="not-the-token-of-this-test-" + "0" * 32)
+    assert refused.returncode == ConfigError.exit_code
+    assert "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" in refused.stderr
+    assert "a-token-of-this-test" not in first.stderr + again.stderr + refused.stderr
