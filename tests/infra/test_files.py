@@ -29,8 +29,29 @@ def test_deployments_have_no_key_that_prefect_would_ignore(deployment: dict) -> 
     assert set(deployment) <= DEPLOYMENT_KEYS
     assert set(deployment["concurrency_limit"]) == {"limit", "collision_strategy"}
     assert deployment["concurrency_limit"]["collision_strategy"] in ("ENQUEUE", "CANCEL_NEW")
+    assert set(deployment["work_pool"]) == {"name", "job_variables"}
     for schedule in deployment.get("schedules", []):
         assert set(schedule) == SCHEDULE_KEYS
+
+
+def test_the_top_of_prefect_yaml_has_no_key_that_prefect_would_ignore() -> None:
+    top = yaml.safe_load((INFRA / "prefect.yaml").read_text())
+    assert set(top) == {"prefect-version", "name", "pull", "deployments"}
+    locked = re.search(r"^prefect==([\d.]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    assert locked is not None
+    assert top["prefect-version"] == locked.group(1)
+
+
+@pytest.mark.parametrize("deployment", deployments(), ids=lambda deployment: deployment["name"])
+def test_the_environment_of_runs_holds_settings_that_prefect_knows(
+    deployment: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.settings.models.flows import FlowsSettings
+
+    variables = deployment["work_pool"]["job_variables"]["env"]
+    monkeypatch.setenv("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", variables["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
+    assert FlowsSettings().heartbeat_frequency == 30
+    assert set(variables) == {"PYTHONPATH", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"}
 
 
 @pytest.mark.parametrize("deployment", deployments(), ids=lambda deployment: deployment["name"])
@@ -61,6 +82,20 @@ def test_compose_uses_drivers_and_images_that_exist() -> None:
     }  # fmt: skip
     for name, service in services.items():
         assert set(service) <= allowed, name
+
+
+def test_compose_waits_only_for_what_says_when_it_is_ready() -> None:
+    services = yaml.safe_load((INFRA / "compose.yaml").read_text())["services"]
+    for name, service in services.items():
+        for other, wait in service.get("depends_on", {}).items():
+            assert ("healthcheck" in services[other]) == (wait["condition"] == "service_healthy"), (name, other)
+        assert ("build" in service) == (service["image"] == "pose"), f"{name}: nobody else has this image"
+
+
+def test_the_bucket_of_the_cluster_profile_is_one_that_compose_makes() -> None:
+    made = yaml.safe_load((INFRA / "compose.yaml").read_text())["services"]["buckets"]["command"]
+    profile = yaml.safe_load((INFRA / "profiles" / "cluster.yaml").read_text())
+    assert profile["training"]["ray"]["storage_path"].removeprefix("s3://") in made
 
 
 def test_compose_secrets_are_required_and_named_in_the_example() -> None:
@@ -100,6 +135,24 @@ def test_kubernetes_files_mount_only_what_they_declare() -> None:
                 declared = {volume["name"] for volume in pod.get("volumes", [])}
                 used = {mount["name"] for container in pod["containers"] for mount in container.get("volumeMounts", [])}
                 assert used == declared, path.name
+
+
+def test_kubernetes_secrets_leave_the_name_that_kuberay_takes() -> None:
+    folder = INFRA / "kubernetes"
+    rendered = [path for path in folder.glob("*.yaml") if path.name != "kustomization.yaml"]
+    kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    assert {path.name for path in rendered} == set(kustomization["resources"])
+    cluster = yaml.safe_load((folder / "raycluster.yaml").read_text())["metadata"]["name"]
+    tokens = []
+    for path in rendered:
+        for pod in (pod for document in yaml.safe_load_all(path.read_text()) for pod in _pods(document)):
+            for container in pod["containers"]:
+                assert container["image"] == kustomization["images"][0]["name"]
+                assert all(entry["secretRef"]["name"] != cluster for entry in container["envFrom"])
+                tokens += [
+                    entry["valueFrom"]["secretKeyRef"] for entry in container.get("env", []) if "valueFrom" in entry
+                ]
+    assert tokens == [{"name": cluster, "key": "auth_token"}]
 
 
 def _pods(value: object) -> list[dict]:
