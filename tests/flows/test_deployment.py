@@ -234,8 +234,10 @@ def test_deploying_again_updates_and_adds_nothing(deployed: Server) -> None:
 def test_one_script_goes_from_nothing_to_a_completed_run(tmp_path: Path) -> None:
     """Server, pool, deployments, worker, run; then nothing of them is left."""
     port = free_port()
-    environment = clean_environment(tmp_path / "prefect", port) | {"POSE_PORT": str(port), "POSE_PROFILE": "demo"}
-    phase = "{name: regression, epochs: 1, train: [trunk, presence, coordinates], losses: {coordinates: 10.0}}"
+    ours = {"POSE_PORT": str(port), "POSE_PROFILE": "demo", "COLUMNS": "200"}
+    environment = clean_environment(tmp_path / "prefect", port) | ours
+    losses = "{presence: 0.05, coordinates: 10.0}"
+    phase = f"{{name: regression, epochs: 1, train: [trunk, presence, coordinates], losses: {losses}}}"
     overrides = [
         "architectures=[baseline1]", f"storage={tmp_path}", "evaluation.resamples=50",
         f"systems.baseline1.recipes.modern.phases=[{phase}]",
