@@ -52,11 +52,15 @@ def train_all(profile: Profile = None, set_: Set = None, json: Json = False) -> 
     named at the end, with exit code 4. Example: `pose train-all --profile demo`
     """
     import sys
+    import threading
     from contextlib import redirect_stdout
 
     load_params(profile, set_)  # a mistake in it need not wait for Prefect's server
     from flows.train_all import train_all as flow
+    from pose.registry.store import load_mlflow
 
+    # MLflow takes as many seconds to import as Prefect's server to start: side by side.
+    threading.Thread(target=load_mlflow, name="load-mlflow", daemon=True).start()
     # The flow prints its table; a script that asked for JSON gets that on standard error.
     with redirect_stdout(sys.stderr if json else sys.stdout):
         summary = flow(profile, set_ or [])
