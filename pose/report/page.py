@@ -13,12 +13,11 @@ from pose.data.shards import DatasetInfo
 from pose.evaluation import DEFINITIONS, LOWER_IS_BETTER, Evaluation
 from pose.metrics import bootstrap
 from pose.progress import track
-from pose.report import pictures, plots, tables
+from pose.report import pictures, tables
 from pose.report.entry import Entry, ranked
 from pose.skeleton import Skeleton, skeleton_named
 
 HEADLINE = "pck_image_12"
-DIAGRAMS = (plots.standing, plots.training_curves, plots.speed_against_accuracy, plots.pck_curves)
 LABELS = {
     "pck_image_12": "PCK@1/12",
     "pck_torso_02": "PCK torso@0.2",
@@ -43,6 +42,9 @@ def build(
     entries: all architectures of the run, failed ones too; gallery: pictures in each gallery; command: repeats the
     whole run.
     """
+    from pose.report import plots  # matplotlib costs a second, which a run with nothing to draw need not pay
+
+    diagrams = (plots.standing, plots.training_curves, plots.speed_against_accuracy, plots.pck_curves)
     skeleton = skeleton_named(info.skeleton)
     order = ranked(entries, HEADLINE)
     known = [entry.name for entry in order]
@@ -58,7 +60,7 @@ def build(
             ranked=order,
             failed=[entry for entry in entries if entry.evaluation is None],
             colour=plots.colours(entries),
-            diagrams={draw.__name__: plots.render(draw, entries) for draw in DIAGRAMS} if order else {},
+            diagrams={draw.__name__: plots.render(draw, entries) for draw in diagrams} if order else {},
             accuracy=_accuracy_rows(order),
             labels=LABELS,
             definitions=DEFINITIONS,
