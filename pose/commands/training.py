@@ -59,8 +59,10 @@ def train_all(profile: Profile = None, set_: Set = None, json: Json = False) -> 
     from flows.train_all import train_all as flow
     from pose.registry.store import load_mlflow
 
-    # MLflow takes as many seconds to import as Prefect's server to start: side by side.
-    threading.Thread(target=load_mlflow, name="load-mlflow", daemon=True).start()
+    # MLflow takes as many seconds to import as Prefect's server to start, which begins about now: side by side.
+    early = threading.Timer(2.0, load_mlflow)
+    early.daemon = True
+    early.start()
     # The flow prints its table; a script that asked for JSON gets that on standard error.
     with redirect_stdout(sys.stderr if json else sys.stdout):
         summary = flow(profile, set_ or [])
