@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pose.errors import ConfigError, DataError, PoseError, TrainingError
 from pose.progress import say
-from pose.training.spec import Outcome, TrainingSpec
+from pose.training.spec import RESULTS, Outcome, TrainingSpec
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -27,8 +27,6 @@ POLL_SECONDS = 2.0
 PATIENCE_SECONDS = 300.0
 """How long the cluster's head may be away (a restart) before the follower gives up; the job goes on without it."""
 OVER = ("SUCCEEDED", "FAILED", "STOPPED")
-RESULTS = ("model.safetensors", "history.jsonl", "outcome.json")
-"""The outcome last: its presence says that the others are there."""
 
 
 def train_in_job(spec: TrainingSpec) -> Outcome:

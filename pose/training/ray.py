@@ -29,13 +29,12 @@ from pose.progress import say
 from pose.training import loop
 from pose.training.distributed import World
 from pose.training.follow import following
-from pose.training.spec import TrainingSpec
+from pose.training.spec import RESULTS, TrainingSpec
 
 START_TIMEOUT_S = 200
 """Ray's own 60 s is too short for a busy machine where every worker first imports torch."""
 CONTROLLER_FAILURES = 3
 """Ray retries a worker group that cannot start without end unless told otherwise."""
-RESULTS = ("model.safetensors", "outcome.json", "history.jsonl")
 RESULTS_DIR = "results"
 
 STARTS = 3

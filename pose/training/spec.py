@@ -35,6 +35,9 @@ NUMERIC_CODE = (
 )
 """Source files whose change may change a trained weight, besides the system's own."""
 
+RESULTS = ("model.safetensors", "history.jsonl", "outcome.json")
+"""What a finished training leaves, in the order to copy it: outcome.json says that the rest is there."""
+
 HARMLESS_CODE = (
     "pose/training/ray.py", "pose/training/jobs.py", "pose/training/spec.py", "pose/training/checkpoints.py",
     "pose/training/follow.py",
