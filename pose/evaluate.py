@@ -80,7 +80,9 @@ def evaluate(
     if presence_head:
         per_joint["presence_accuracy"] = presence.accuracy(predictions, truth)
         tallies["presence_accuracy"] = _columns(per_joint["presence_accuracy"])
-        tallies["presence_balanced_accuracy"] = _by_class(presence.recalls(predictions, truth))
+        tallies["presence_balanced_accuracy"] = _by_class(
+            presence.recalls(predictions, truth, train_info.presence_rate)
+        )
 
     image_ids, image = np.unique(truth.image_ids, return_inverse=True)
     counts = bootstrap.draw_counts(len(image_ids), params.resamples, SEED)
@@ -107,7 +109,7 @@ def evaluate(
         limbs=tuple(limb for limb, _, _ in skeleton.pcp_limbs),
         metrics=metrics,
         intervals=intervals,
-        baselines=_baselines(metrics, truth, visible),
+        baselines=_baselines(metrics, truth, visible, train_info.presence_rate),
         per_joint=table | _joint_rates(truth, coordinate_counts(floor, truth, skeleton)),
         per_joint_intervals=table_intervals,
         per_limb={name: _ratio(coordinates[name]) for name in ("pcp_strict", "pcp_loose")},
@@ -220,7 +222,9 @@ def _absent_ap(
     return value, bootstrap.percentiles(np.concatenate(drawn), confidence)
 
 
-def _baselines(metrics: dict[str, float], truth: People, visible: People) -> dict[str, dict[str, float]]:
+def _baselines(
+    metrics: dict[str, float], truth: People, visible: People, rate: np.ndarray
+) -> dict[str, dict[str, float]]:
     """Figures of the two baselines under the metrics' own names."""
     prefix = f"{MEAN_POSE}_"
     scores, absent = presence.absent_ranking(visible, truth)
@@ -228,7 +232,7 @@ def _baselines(metrics: dict[str, float], truth: People, visible: People) -> dic
         MEAN_POSE: {name.removeprefix(prefix): v for name, v in metrics.items() if name.startswith(prefix)},
         ALWAYS_VISIBLE: {
             "presence_accuracy": metrics[f"{ALWAYS_VISIBLE}_accuracy"],
-            "presence_balanced_accuracy": float(_ratio(_by_class(presence.recalls(visible, truth))).mean()),
+            "presence_balanced_accuracy": float(_ratio(_by_class(presence.recalls(visible, truth, rate))).mean()),
             "presence_absent_ap": float(presence.average_precision(scores.ravel(), absent.ravel())[0]),
         },
     }

@@ -14,7 +14,10 @@ from pose.errors import DataError
 
 DEFINITIONS: dict[str, str] = {
     "presence_accuracy": "share of all joints' visible/absent flags that are right (probability over one half)",
-    "presence_balanced_accuracy": "mean of the shares of visible and of absent joints recognised; a constant has 0.5",
+    "presence_balanced_accuracy": (
+        "mean of the shares of visible and of absent joints recognised, a joint taken as visible where its probability "
+        "reaches its visible share in training; a constant has 0.5"
+    ),
     "presence_absent_ap": "average precision of ranking absent joints first; a constant has the absent share",
     "always_visible_accuracy": "presence accuracy of always answering visible",
     "pck_image_12": "labelled joints within 1/12 of the side, the whole image squashed to a square",

@@ -1,9 +1,10 @@
-"""Presence: is a joint visible? Over all N x K flags, predicted visible where its probability exceeds one half.
+"""Presence: is a joint visible? Over all N x K flags; accuracy takes a probability above one half as "visible".
 
 Nearly nine of ten joints of LSP-extended are visible, so accuracy alone says little: always answering "visible" is
 right in 88 %. Balanced accuracy (the mean of the share of visible joints recognised and the share of absent ones
-recognised) is one half for any constant answer; average precision asks how well absent joints are ranked first and is
-the absent share for any constant answer.
+recognised) is one half for any constant answer; it takes a joint as visible where its probability reaches how often
+that joint is visible in training, which is where a calibrated probability says "more likely than usual". Average
+precision asks how well absent joints are ranked first and is the absent share for any constant answer.
 """
 
 from __future__ import annotations
@@ -23,15 +24,18 @@ def accuracy(predictions: People, truth: People) -> Counts:
     return right.astype(np.float64), np.ones(right.shape)
 
 
-def recalls(predictions: People, truth: People) -> Counts:
+def recalls(predictions: People, truth: People, rate: np.ndarray) -> Counts:
     """[N, K, 2] each, visible then absent: 1 where recognised; 1 where it is of that class.
 
-    The mean of both ratios is the balanced accuracy; NaN while one class does not occur.
+    rate [K]: each joint's visible share in training, the probability from which on it is taken as visible. The mean
+    of both ratios is the balanced accuracy; NaN while one class does not occur.
     """
-    right, _ = accuracy(predictions, truth)
+    require_same_people(predictions, truth)
     visible = truth.presence > THRESHOLD
+    # A joint never visible in training is not taken as visible at probability 0.
+    said = predictions.presence >= np.maximum(rate, np.finfo(np.float32).tiny)
     of_class = np.stack([visible, ~visible], axis=2).astype(np.float64)
-    return right[..., None] * of_class, of_class
+    return (said == visible)[..., None] * of_class, of_class
 
 
 def average_precision(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:

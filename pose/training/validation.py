@@ -27,6 +27,8 @@ def validate(stage: Stage, loader: Loader, batch_size: int) -> dict[str, float]:
     distributed.copy_from_main([*network.buffers(), *(stage.ema.tensors.values() if stage.ema else ())], world)
     rows = distributed.share(np.arange(len(loader.split)), world)
     sums = torch.zeros(len(stage.terms) + 7, dtype=torch.float64, device=world.device)
+    # Where balanced accuracy draws its line (pose.metrics.presence); here from the split itself, to watch a training.
+    rate = torch.from_numpy(loader.split.presence.mean(axis=0)).to(world.device)
     network.eval()
     with stage.averaged():
         for batch in loader.batches(rows, max(1, batch_size // world.size), None, 0, 0):
@@ -34,15 +36,15 @@ def validate(stage: Stage, loader: Loader, batch_size: int) -> dict[str, float]:
             outputs = stage.outputs(network, batch)
             terms = stage.system.loss(outputs, batch)
             losses = torch.stack([terms[name].double() for name in stage.terms]) * len(batch)
-            sums += torch.cat([losses, _counts(stage.system.joints(outputs), batch)])
+            sums += torch.cat([losses, _counts(stage.system.joints(outputs), batch, rate)])
     return _metrics(stage, distributed.sum_over_ranks(sums, world).tolist())
 
 
-def _counts(joints: Joints, batch: Batch) -> Tensor:
+def _counts(joints: Joints, batch: Batch, rate: Tensor) -> Tensor:
     """[7] float64: rows, joints right, labelled, present and said so, present, absent and said so, absent."""
     distance = torch.linalg.vector_norm(joints.keypoints - batch.keypoints, dim=2)
     right = (distance <= PCK_SHARE * batch.images.shape[-1]) & batch.labelled
-    present, said = batch.presence > 0.5, joints.presence > 0.5
+    present, said = batch.presence > 0.5, joints.presence >= rate
     counted = (right, batch.labelled, present & said, present, ~present & ~said, ~present)
     rows = torch.tensor(float(len(batch)), dtype=torch.float64, device=distance.device)
     return torch.stack([rows, *(mask.sum().double() for mask in counted)])

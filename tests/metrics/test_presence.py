@@ -29,7 +29,13 @@ def test_accuracy_and_recalls_agree_with_counting(pair):
     right, all_flags = presence.accuracy(predictions, truth)
     assert right.sum() == sum(actual == said for actual, said in outcomes)
     assert all_flags.sum() == len(outcomes)
-    recognised, of_class = (part.sum(axis=(0, 1)) for part in presence.recalls(predictions, truth))
+    rate = np.linspace(0.3, 0.9, 14)
+    outcomes = [
+        (bool(truth.presence[n, k]), bool(predictions.presence[n, k] >= rate[k]))
+        for n in range(len(truth))
+        for k in range(14)
+    ]
+    recognised, of_class = (part.sum(axis=(0, 1)) for part in presence.recalls(predictions, truth, rate))
     assert recognised.tolist() == [outcomes.count((True, True)), outcomes.count((False, False))]
     assert of_class.tolist() == [sum(a for a, _ in outcomes), sum(not a for a, _ in outcomes)]
 
@@ -37,7 +43,7 @@ def test_accuracy_and_recalls_agree_with_counting(pair):
 def test_constant_answers_have_balanced_accuracy_one_half_and_the_absent_share(pair):
     _, truth = pair
     constant = replace(truth, presence=np.ones_like(truth.presence))
-    recognised, of_class = (part.sum(axis=(0, 1)) for part in presence.recalls(constant, truth))
+    recognised, of_class = (part.sum(axis=(0, 1)) for part in presence.recalls(constant, truth, np.full(14, 0.88)))
     assert (recognised / of_class).tolist() == [1, 0]
     scores, absent = presence.absent_ranking(constant, truth)
     assert presence.average_precision(scores.ravel(), absent.ravel())[0] == pytest.approx(absent.mean())
