@@ -24,8 +24,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from pose.config import CropParams
 from pose.config_loading import load
-from pose.data.augment import finish
 from pose.data.batch import Batch
 from pose.data.shards import Row, write_shards
 from pose.skeleton import LSP14
@@ -59,7 +59,7 @@ class BareLoop:
     def steps(self, batches: Iterator[Batch]) -> None:
         """One update per batch."""
         for batch in batches:
-            batch = finish(batch.to(self.device), self.system.params.input_size, self.system.skeleton)
+            batch = self.system.prepare(batch.to(self.device))
             images = batch.images.contiguous(memory_format=torch.channels_last)
             terms = self.system.loss(self.network(images), batch)
             loss = sum(weight * terms[name] for name, weight in self.phase.losses.items())
@@ -149,7 +149,7 @@ def noise(directory: Path, rows: int, size: int) -> None:
         )  # fmt: skip
 
     for split, count in {"train": rows, "val": 8}.items():
-        write_shards((row(i) for i in range(count)), directory, split, 1000, LSP14, size)
+        write_shards((row(i) for i in range(count)), directory, split, 1000, LSP14, CropParams(view="image", size=size))
 
 
 def specification(system: str, recipe: str, directory: Path, threads: int) -> TrainingSpec:

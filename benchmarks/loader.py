@@ -99,7 +99,7 @@ def compare(data: Path, source: Path | None, images: int, repetitions: int) -> d
         "reached": ratios["shards_to_per_image"] >= EXPECTED,
         "ratios": ratios,
         "images_per_second_per_core": {name: round(rate, 1) for name, rate in medians.items()},
-        "crop_size": split.crop_size,
+        "crop_size": split.crop.size,
         "rows": len(rows),
         "repetitions": repetitions,
         "per_image_reads": "original files" if source else "the shards' JPEGs",
@@ -114,7 +114,7 @@ def from_shards(split: Split, rows: np.ndarray, finished: bool) -> None:
     """One pass of the loader. Its one decoding thread works while this one waits: one core in all."""
     for batch in Loader(split, threads=1).batches(rows, BATCH, AUGMENT, seed=0, epoch=0):
         if finished:
-            finish(batch, split.crop_size, split.skeleton)
+            finish(batch, (split.crop.size, split.crop.size), split.skeleton)
 
 
 def per_image(split: Split, rows: np.ndarray, source: Path | None, filter_: Image.Resampling) -> None:
@@ -130,7 +130,7 @@ def naive_sample(
     split: Split, row: int, source: Path | None, filter_: Image.Resampling, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Image [3, S, S] float32, target maps [K, S/4, S/4] and their weights [K]."""
-    size = split.crop_size
+    size = split.crop.size
     file: Path | io.BytesIO = (
         io.BytesIO(split.jpeg(row).tobytes()) if source is None else source / split.file_names[row]
     )

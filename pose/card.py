@@ -35,10 +35,10 @@ def write_card(bundle: Path, card: Card, evaluation: Evaluation, data: DatasetIn
 
 
 def _purpose(description: Mapping[str, Any], card: Card) -> str:
-    size = description["input_size"]
+    width, height = description["input_size"]
     return (
         f"Finds the {len(description['joints'])} joints of one person ({description['skeleton']}: "
-        f"{', '.join(description['joints'])}) in an RGB picture of {size} x {size} px, uint8, and says for each "
+        f"{', '.join(description['joints'])}) in an RGB picture of {width} x {height} px, uint8, and says for each "
         f"whether it is visible. `keypoints` are pixels of that picture, pixel (i, j) covering [j, j+1) x [i, i+1).\n\n"
         f"Source: {card.source}. Published: {card.published}.\n\nLicence of the system: {card.licence}."
     )

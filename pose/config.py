@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -16,6 +16,15 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Tally = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Side = Annotated[int, Field(ge=16)]
+
+
+def _width_and_height(value: Any) -> Any:
+    return (value, value) if isinstance(value, int) else value
+
+
+InputSize = Annotated[tuple[Side, Side], BeforeValidator(_width_and_height)]
+"""Width and height in pixels; a single number is a square."""
 
 
 class Strict(BaseModel):
@@ -177,7 +186,10 @@ class SystemParams(Strict):
 
     recipe: str
     recipes: dict[str, RecipeParams]
-    input_size: Annotated[int, Field(ge=16)]
+    input_size: InputSize = Field(description="width and height of what the network sees, px; one number: a square")
+    padding: Positive = Field(
+        default=1.25, description="person view: the box times this, then widened to the input's aspect"
+    )
 
     @model_validator(mode="after")
     def _recipe_known(self) -> SystemParams:

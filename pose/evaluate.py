@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from pose.config import EvaluationParams
-from pose.data import augment
 from pose.data.loader import Loader
 from pose.data.shards import DatasetInfo, Split
 from pose.errors import TrainingError
@@ -48,8 +47,8 @@ def predict(system: System, split: Split, batch_size: int = 64, threads: int = 2
     batches = Loader(split, threads).batches(np.arange(len(split)), batch_size, augment=None, seed=0, epoch=0)
     with torch.inference_mode():
         for batch in track(batches, "predicting", total=-(-len(split) // batch_size)):
-            ready = augment.finish(batch.to(device), system.params.input_size, split.skeleton)
-            parts.append(system.decode(system.network(ready.images), ready))
+            ready = system.prepare(batch.to(device))
+            parts.append(system.decode(system.forward(system.network, ready), ready))
     return People.concatenate(parts)
 
 

@@ -1,6 +1,6 @@
 """Export: the trained network with its normalisation and decoding as ONNX and as a torch.export program.
 
-One graph: images uint8 [B, 3, S, S] RGB at the network's input size in; keypoints [B, K, 2] in pixels of that
+One graph: images uint8 [B, 3, H, W] RGB at the network's input size in; keypoints [B, K, 2] in pixels of that
 input, scores [B, K] and presence [B, K] out. B is free. What both files say is held against the network itself on
 real evaluation crops before anything is handed on.
 """
@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from pose.config import CropParams, ExportParams
-from pose.data.augment import resize
-from pose.data.loader import decode
+from pose.data import views
+from pose.data.loader import Loader
 from pose.data.shards import Split
 from pose.errors import ExportError
 from pose.layers.normalise import Normalise
@@ -35,7 +35,7 @@ PROBABILITY_TOLERANCE = 1e-3
 THROUGHPUT_BATCH = 16
 
 Predict = Callable[[np.ndarray], tuple[np.ndarray, ...]]
-"""uint8 [B, 3, S, S] to keypoints, scores, presence."""
+"""uint8 [B, 3, H, W] to keypoints, scores, presence."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class ExportReport:
 
 
 class Deployed(nn.Module):
-    """images uint8 [B, 3, S, S] to keypoints [B, K, 2] input px, scores [B, K], presence [B, K], all float32."""
+    """images uint8 [B, 3, H, W] to keypoints [B, K, 2] input px, scores [B, K], presence [B, K], all float32."""
 
     def __init__(self, system: System) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ def _build(
     _write_description(name, system, crop, directory / "model.json")
 
     rows = np.unique(np.linspace(0, len(split) - 1, params.parity_images).round().astype(np.int64))
-    images = crops(split, rows, system.params.input_size)
+    images = inputs(system, split, rows)
     run_onnx = onnx_network(directory / "model.onnx", threads)
     candidates = {"onnx": run_onnx, "torch_export": exported_network(directory / "model.pt2")}
     expected = _eager(deployed)(images)
@@ -138,10 +138,10 @@ def _build(
     return report
 
 
-def crops(split: Split, rows: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [B, 3, S, S]: these rows of a split as the network sees them in evaluation."""
-    stored = torch.from_numpy(np.stack([decode(split, int(row)) for row in rows])).permute(0, 3, 1, 2)
-    return resize(stored, size).contiguous().numpy()
+def inputs(system: System, split: Split, rows: np.ndarray) -> np.ndarray:
+    """uint8 [B, 3, H, W]: these rows of a split as the network sees them in evaluation."""
+    batch = next(Loader(split, threads=1).batches(rows, len(rows), None, 0, 0))
+    return views.plain(batch, system.params.input_size, system.params.padding).contiguous().numpy()
 
 
 def check_parity(
@@ -201,10 +201,11 @@ def _eager(module: nn.Module) -> Predict:
     return run
 
 
-def _write_programs(deployed: Deployed, size: int, directory: Path) -> None:
+def _write_programs(deployed: Deployed, size: tuple[int, int], directory: Path) -> None:
     """model.pt2 and, made from the same traced program, model.onnx with its weights inside."""
     # A batch of one would be traced as a constant.
-    example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
+    width, height = size
+    example = torch.zeros(2, 3, height, width, dtype=torch.uint8)
     batch = torch.export.Dim("batch", min=1)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

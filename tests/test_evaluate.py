@@ -219,7 +219,7 @@ def bright_split(directory: Path, skeleton: Skeleton) -> Split:
                 keypoints=keypoints, visibility=np.full(skeleton.size, 2), to_crop=to_crop,
             )
         )  # fmt: skip
-    write_shards(rows, directory, "test", 20, skeleton, 64)
+    write_shards(rows, directory, "test", 20, skeleton, CropParams(view="image", size=64))
     return Split.open(directory, "test")
 
 

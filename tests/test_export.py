@@ -21,7 +21,7 @@ from pose.config import CropParams, ExportParams
 from pose.config_loading import load
 from pose.data.shards import Row, Split, write_shards
 from pose.errors import ExportError
-from pose.export import ExportReport, check_parity, crops, export, exported_network, onnx_network
+from pose.export import ExportReport, check_parity, export, exported_network, inputs, onnx_network
 from pose.skeleton import LSP14
 from pose.systems import create
 from pose.systems.base import System
@@ -53,7 +53,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
         rows.append(
             Row(stream.getvalue(), f"im{number}.jpg", number, number, (48, 48), box, keypoints, visibility, to_crop)
         )
-    write_shards(rows, directory, "test", 100, LSP14, 48)
+    write_shards(rows, directory, "test", 100, LSP14, CropParams(view="image", size=48))
     return Split.open(directory, "test")
 
 
@@ -93,17 +93,17 @@ def test_files_and_figures_are_there(exported) -> None:
     assert report.latency_ms > 0
     assert report.throughput > 0
     described = json.loads((bundle / "model.json").read_text())
-    assert (described["system"], described["skeleton"], described["input_size"]) == (name, "lsp14", 32)
+    assert (described["system"], described["skeleton"], described["input_size"]) == (name, "lsp14", [32, 32])
     assert described["crop"]["size"] == 48
     assert type(system.params).model_validate(described["params"]) == system.params
 
 
 def test_any_batch_size_gives_the_networks_own_answer(exported, split: Split) -> None:
     _, system, bundle, _ = exported
-    everything = onnx_network(bundle / "model.onnx", 1)(crops(split, np.arange(10), 32))[0]
+    everything = onnx_network(bundle / "model.onnx", 1)(inputs(system, split, np.arange(10)))[0]
     assert everything.std(axis=0).max() > 0.1, "the images must matter for this to prove anything"
     for rows in ([3], [0, 1], [5, 2, 9, 1, 0, 7, 4]):
-        images = crops(split, np.array(rows), 32)
+        images = inputs(system, split, np.array(rows))
         mean = torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1)
         deviation = torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)
         with torch.no_grad():
@@ -142,9 +142,9 @@ def test_the_program_loads_without_our_code(exported, tmp_path: Path) -> None:
 
 
 def test_a_file_of_other_weights_is_refused_by_image_and_joint(exported, split: Split) -> None:
-    _, _, bundle, _ = exported
+    _, system, bundle, _ = exported
     rows = np.array([2, 5, 8])
-    images = crops(split, rows, 32)
+    images = inputs(system, split, rows)
     run = onnx_network(bundle / "model.onnx", 1)
     honest = run(images)
     shifted = honest[0].copy()

@@ -101,5 +101,5 @@ def preview(
     augment = chosen.chosen.augment if split == "train" else None
     path = out or Path(f"preview-{dataset}.png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    drawing.sheet(Split.open(prepared_folder(dataset), split), chosen.input_size, augment, path)
+    drawing.sheet(Split.open(prepared_folder(dataset), split), chosen.input_size, augment, path, chosen.padding)
     typer.echo(str(path))

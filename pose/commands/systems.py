@@ -32,7 +32,7 @@ def list_(joints: Joints = 14, profile: Profile = None, set_: Set = None, json: 
         f"systems, {joints} joints",
         ("name", "title", "view", "input", "recipe", "parameters", "MACs"),
         [
-            (c["name"], c["title"], c["view"], c["input_size"], c["recipe"], f"{c['parameters']:,}",
+            (c["name"], c["title"], c["view"], side_by_side(c["input_size"]), c["recipe"], f"{c['parameters']:,}",
              f"{c['macs'] / 1e6:,.0f} M")
             for c in cards
         ],
@@ -63,7 +63,7 @@ def show(
     for key in ("source", "published", "licence"):
         typer.echo(f"{key}: {card[key]}")
     typer.echo(
-        f"view: {card['view']}, input {card['input_size']} x {card['input_size']} px\n"
+        f"view: {card['view']}, input {side_by_side(card['input_size'])} px\n"
         f"parameters: {card['parameters']:,} and {card['macs']:,} multiply-accumulates per image, {joints} joints\n"
     )
     typer.echo(yaml.safe_dump({"params": card["params"]}, sort_keys=False, default_flow_style=None))
@@ -108,6 +108,11 @@ def describe(params: Params, name: str, joints: int) -> dict[str, Any]:
         "macs": macs,
         "params": block.model_dump(mode="json"),
     }
+
+
+def side_by_side(size: tuple[int, int]) -> str:
+    """Width x height."""
+    return f"{size[0]} x {size[1]}"
 
 
 def _anonymous(joints: int) -> Skeleton:

@@ -11,10 +11,10 @@ from functools import cache
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pose.config import AugmentParams
+from pose.data import views
 from pose.data.batch import Batch
 from pose.layers.normalise import Normalise
 from pose.skeleton import Skeleton
@@ -74,35 +74,37 @@ def _uniform(seed: int, epoch: int, row: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def finish(batch: Batch, input_size: int, skeleton: Skeleton) -> Batch:
-    """The batch as the network sees it: float32 normalised [B, 3, S, S], on the batch's own device.
+def finish(batch: Batch, size: tuple[int, int], skeleton: Skeleton, padding: float = 1.25) -> Batch:
+    """The batch as the network sees it: float32 normalised [B, 3, H, W], on the batch's own device.
 
-    Without `batch.augment` this is an antialiased resize. With it, the resized image is warped about its centre
-    (scale, rotation, shift, then the mirror), new ground gets the mean colour, and a joint that leaves the view is
-    neither labelled nor present, as in the datasets. An erased joint keeps its labels. Keypoints and `to_original`
-    follow the pixels; `augment` is None afterwards.
+    size: width and height of the input. Without `batch.augment` this is the plain view (pose.data.views). With it,
+    the view is warped about its centre (scale, rotation, shift, then the mirror), new ground gets the mean colour,
+    and a joint that leaves the view is neither labelled nor present, as in the datasets. An erased joint keeps its
+    labels. Keypoints and `to_original` follow the pixels; `augment` is None afterwards.
     """
-    # Planes in a row: the sums and products per channel below are a fifth quicker than with channels last.
-    images = resize(batch.images, input_size).contiguous()
-    normalise = _normalise(images.device)
-    pixels = normalise(images)
-    warp = _scaling(len(batch), batch.images.shape[-1], input_size, images.device)
+    normalise = _normalise(batch.images.device)
+    warp = views.view(batch, size, padding)
     labelled, presence, keypoints = batch.labelled, batch.presence, batch.keypoints
-    if batch.augment is not None:
+    if batch.augment is None:
+        # Planes in a row: the sums and products per channel are a fifth quicker than with channels last.
+        pixels = normalise(views.plain(batch, size, padding).contiguous())
+    else:
         change = {name: batch.augment[:, i] for i, name in enumerate(COLUMNS)}
-        move = _movement(change, input_size)
-        pixels = _colour(pixels, change, normalise)
-        pixels = _sample(pixels, _inverse(move))
+        images = views.source(batch, size, padding).contiguous()
+        # Whole images come at the input's size already.
+        step = torch.tensor([images.shape[-1], images.shape[-2]], device=images.device) / batch.images.shape[-1]
+        pixels = _colour(normalise(images), change, normalise)
+        warp = views.compose(_movement(change, size), warp)
+        pixels = views.sample(pixels, views.inverse(warp) * step.double()[:, None], size)
         pixels = _erase(pixels, change)
-        warp = _compose(move, warp)
         mirror = torch.from_numpy(skeleton.mirror).to(images.device)
         mirrored = change["flip"] > 0
         keypoints = torch.where(mirrored[:, None, None], keypoints[:, mirror], keypoints)
         labelled = torch.where(mirrored[:, None], labelled[:, mirror], labelled)
         presence = torch.where(mirrored[:, None], presence[:, mirror], presence)
-    keypoints = _apply(warp, keypoints)
+    keypoints = views.apply(warp, keypoints)
     if batch.augment is not None:
-        inside = ((keypoints >= 0) & (keypoints <= input_size)).all(dim=2)
+        inside = ((keypoints >= 0) & (keypoints <= keypoints.new_tensor(size))).all(dim=2)
         labelled, presence = labelled & inside, presence * inside
     return replace(
         batch,
@@ -110,20 +112,9 @@ def finish(batch: Batch, input_size: int, skeleton: Skeleton) -> Batch:
         keypoints=keypoints,
         labelled=labelled,
         presence=presence,
-        to_original=_compose(batch.to_original.double(), _inverse(warp)).float(),
+        to_original=views.compose(batch.to_original.double(), views.inverse(warp)).float(),
         augment=None,
     )
-
-
-def resize(images: Tensor, size: int) -> Tensor:
-    """[B, 3, H, W] uint8 -> [B, 3, size, size] uint8, bilinear with antialiasing, rounded to whole values."""
-    if images.shape[-2:] == (size, size):
-        return images
-    if images.device.type == "cpu":
-        return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
-    # Torch's byte kernel exists on the CPU alone.
-    resized = F.interpolate(images.float(), size=(size, size), mode="bilinear", antialias=True)
-    return resized.round_().clamp_(0, 255).to(torch.uint8)
 
 
 @cache
@@ -131,64 +122,17 @@ def _normalise(device: torch.device) -> Normalise:
     return Normalise().to(device)
 
 
-# ---------------------------------------------------------------- affine maps, [B, 2, 3] float64
-
-
-def _scaling(count: int, stored: int, size: int, device: torch.device) -> Tensor:
-    """Stored crop pixels -> input pixels."""
-    factor = size / stored
-    one = torch.tensor([[factor, 0.0, 0.0], [0.0, factor, 0.0]], dtype=torch.float64, device=device)
-    return one.expand(count, 2, 3)
-
-
-def _movement(change: dict[str, Tensor], size: int) -> Tensor:
-    """Input pixels -> augmented input pixels: about the centre, then shifted, then mirrored left to right."""
+def _movement(change: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
+    """[B, 2, 3] float64, input pixels -> augmented input pixels: about the centre, then shifted, then mirrored."""
+    width, height = size
     scale, angle, flip = (change[name].double() for name in ("scale", "rotate", "flip"))
     cos, sin = scale * torch.cos(angle), scale * torch.sin(angle)
-    middle = size / 2
-    right = middle - middle * (cos - sin) + size * change["right"].double()
-    down = middle - middle * (sin + cos) + size * change["down"].double()
+    right = width / 2 - (width / 2 * cos - height / 2 * sin) + width * change["right"].double()
+    down = height / 2 - (width / 2 * sin + height / 2 * cos) + height * change["down"].double()
     sign = 1 - 2 * flip
-    top = torch.stack([sign * cos, -sign * sin, sign * right + flip * size], dim=1)
+    top = torch.stack([sign * cos, -sign * sin, sign * right + flip * width], dim=1)
     bottom = torch.stack([sin, cos, down], dim=1)
     return torch.stack([top, bottom], dim=1)
-
-
-def _compose(outer: Tensor, inner: Tensor) -> Tensor:
-    """The map that applies `inner` first."""
-    linear = outer[:, :, :2] @ inner[:, :, :2]
-    shift = (outer[:, :, :2] @ inner[:, :, 2:]) + outer[:, :, 2:]
-    return torch.cat([linear, shift], dim=2)
-
-
-def _inverse(affine: Tensor) -> Tensor:
-    a, b, c, d = affine[:, 0, 0], affine[:, 0, 1], affine[:, 1, 0], affine[:, 1, 1]
-    adjugate = torch.stack([torch.stack([d, -b], dim=1), torch.stack([-c, a], dim=1)], dim=1)
-    linear = adjugate / (a * d - b * c)[:, None, None]
-    return torch.cat([linear, -(linear @ affine[:, :, 2:])], dim=2)
-
-
-def _apply(affine: Tensor, points: Tensor) -> Tensor:
-    """[B, K, 2] float32 points through the maps."""
-    moved = points.double() @ affine[:, :, :2].transpose(1, 2) + affine[:, None, :, 2]
-    return moved.float()
-
-
-# ---------------------------------------------------------------- pixels
-
-
-def _sample(pixels: Tensor, to_source: Tensor) -> Tensor:
-    """[B, 3, S, S] read bilinearly where `to_source` [B, 2, 3] sends each pixel's centre; 0 outside."""
-    size = pixels.shape[-1]
-    # grid_sample's corners are the image's edges, -1 and 1. Broadcast sums instead of affine_grid's matrix product
-    # are cheaper, and their rounding does not depend on the size of the batch.
-    shift = to_source[:, :, 2] * (2 / size) - 1
-    linear = (to_source[:, :, :2] * (2 / size)).float()
-    centres = torch.arange(size, dtype=torch.float32, device=pixels.device) + 0.5
-    along = linear[:, :, 0, None] * centres  # [B, 2, S]
-    across = linear[:, :, 1, None] * centres + shift.float()[:, :, None]
-    grid = along.transpose(1, 2)[:, None, :, :] + across.transpose(1, 2)[:, :, None, :]
-    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 def _colour(pixels: Tensor, change: dict[str, Tensor], normalise: Normalise) -> Tensor:
@@ -201,9 +145,13 @@ def _colour(pixels: Tensor, change: dict[str, Tensor], normalise: Normalise) -> 
 
 def _erase(pixels: Tensor, change: dict[str, Tensor]) -> Tensor:
     """In place: the rectangle of each sample becomes the mean colour."""
-    size = pixels.shape[-1]
-    centres = (torch.arange(size, dtype=torch.float32, device=pixels.device) + 0.5) / size
-    inside_x = (centres - change["erase_x"][:, None]).abs() < change["erase_width"][:, None] / 2  # [B, S]
-    inside_y = (centres - change["erase_y"][:, None]).abs() < change["erase_height"][:, None] / 2
+    inside_x = _within(pixels.shape[-1], change["erase_x"], change["erase_width"])
+    inside_y = _within(pixels.shape[-2], change["erase_y"], change["erase_height"])
     erased = inside_y[:, None, :, None] & inside_x[:, None, None, :]
     return pixels.masked_fill_(erased, 0.0)
+
+
+def _within(length: int, centre: Tensor, width: Tensor) -> Tensor:
+    """[B, length] bool: the pixels of a row or column whose centres lie inside; all in shares of the length."""
+    centres = (torch.arange(length, dtype=torch.float32, device=centre.device) + 0.5) / length
+    return (centres - centre[:, None]).abs() < width[:, None] / 2

@@ -75,11 +75,13 @@ class Loader:
             image_sizes=torch.from_numpy(split.image_sizes[rows]),
             boxes=torch.from_numpy(split.boxes[rows]),
             augment=drawn,
+            view=split.crop.view,
+            margin=split.crop.margin,
         )
 
     def _decode(self, rows: np.ndarray) -> Tensor:
         """[B, 3, H, W] uint8."""
-        size = self.split.crop_size
+        size = self.split.crop.size
         images = torch.empty((len(rows), size, size, 3), dtype=torch.uint8, pin_memory=self._pin)
         pixels = images.numpy()
         for place, row in enumerate(rows.tolist()):
@@ -96,7 +98,7 @@ def decode(split: Split, row: int) -> np.ndarray:
         raise DataError(
             f"{_name(split, row)} does not decode ({error}); the shard is damaged, prepare the dataset again."
         ) from error
-    expected = (split.crop_size, split.crop_size, 3)
+    expected = (split.crop.size, split.crop.size, 3)
     if pixels.shape != expected:
         raise DataError(
             f"{_name(split, row)} has shape {pixels.shape}, expected {expected}; prepare the dataset again."

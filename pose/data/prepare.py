@@ -98,7 +98,7 @@ def _write(
             )
         _write_coco(source, [image for image in audited.images if sides[image["id"]] == split], people, folder, split)
         rows = _rows(source.root, images, people, params.crop, f"cutting {split}")
-        counts[split] = write_shards(rows, folder, split, params.shard_rows, source.skeleton, params.crop.size)
+        counts[split] = write_shards(rows, folder, split, params.shard_rows, source.skeleton, params.crop)
     info = _info(name, params.crop, source.skeleton, audited, Split.open(folder, "train"), sides, counts)
     info.save(folder)
     seal(folder)

@@ -31,7 +31,9 @@ LINE, DOT = 2.5, 4.5
 SEED = 0
 
 
-def sheet(split: Split, input_size: int, augment: AugmentParams | None, path: Path) -> Path:
+def sheet(
+    split: Split, size: tuple[int, int], augment: AugmentParams | None, path: Path, padding: float = 1.25
+) -> Path:
     """Writes the PNG and returns its path.
 
     With `augment`, each line is one sample: as it is, then as it meets the first epochs. Without, every picture is
@@ -43,12 +45,12 @@ def sheet(split: Split, input_size: int, augment: AugmentParams | None, path: Pa
     else:
         chosen = _samples(split, ROWS)
         batch, captions = _epochs(chosen, augment)
-    seen = finish(batch, input_size, split.skeleton)
+    seen = finish(batch, size, split.skeleton, padding)
     pictures = _pictures(seen)
     lines = -(-len(batch) // COLUMNS)
     width, height = COLUMNS * (TILE + GAP) + GAP, lines * (TILE + CAPTION + GAP) + LEGEND
     page = Image.new("RGB", (width, height), PAGE)
-    _legend(page, f"input {input_size} x {input_size} px")
+    _legend(page, f"input {size[0]} x {size[1]} px")
     for n, picture in enumerate(pictures):
         left, top = tile_corner(n)
         page.paste(_with_joints(picture, seen, n, split.skeleton), (left, top))
@@ -75,7 +77,7 @@ def _epochs(batch: Batch, augment: AugmentParams) -> tuple[Batch, list[str]]:
     rows, columns = batch.sample.numpy(), COLUMNS - 1
     changes = [draw(AugmentParams(), SEED, 0, rows), *(draw(augment, SEED, epoch, rows) for epoch in range(columns))]
     place = torch.arange(len(rows)).repeat_interleave(COLUMNS)
-    repeated = {name: value[place] for name, value in vars(batch).items() if value is not None}
+    repeated = {name: value[place] for name, value in batch.tensors().items()}
     drawn = torch.from_numpy(np.stack(changes, axis=1).reshape(len(place), -1))
     names = ["as it is", *(f"epoch {epoch}" for epoch in range(columns))]
     captions = [f"image {batch.image_ids[i]}, {name}" for i in range(len(rows)) for name in names]
@@ -87,14 +89,23 @@ def _pictures(batch: Batch) -> list[Image.Image]:
     normalise = Normalise()
     levels = (batch.images / normalise.inverse_std + normalise.mean).round().clamp(0, 255).to(torch.uint8)
     arrays = levels.permute(0, 2, 3, 1).contiguous().numpy()
-    return [Image.fromarray(array).resize((TILE, TILE), Image.Resampling.NEAREST) for array in arrays]
+    return [_fitted(Image.fromarray(array)) for array in arrays]
+
+
+def _fitted(picture: Image.Image) -> Image.Image:
+    """Enlarged to the tile's longer side, at its top left."""
+    factor = TILE / max(picture.size)
+    size = (round(picture.width * factor), round(picture.height * factor))
+    tile = Image.new("RGB", (TILE, TILE), PAGE)
+    tile.paste(picture.resize(size, Image.Resampling.NEAREST))
+    return tile
 
 
 def _with_joints(picture: Image.Image, batch: Batch, n: int, skeleton: Skeleton) -> Image.Image:
     """Limbs between labelled joints; visible joints filled, hidden ones open."""
     layer = Image.new("RGBA", (TILE * SMOOTH, TILE * SMOOTH), (*OUTLINE, 0))
     pen = ImageDraw.Draw(layer)
-    points = batch.keypoints[n].numpy() * (TILE * SMOOTH / batch.images.shape[-1])
+    points = batch.keypoints[n].numpy() * (TILE * SMOOTH / max(batch.images.shape[-2:]))
     labelled, visible = batch.labelled[n].numpy(), batch.presence[n].numpy() > 0.5
     for a, b in skeleton.limb_indices:
         if labelled[a] and labelled[b]:

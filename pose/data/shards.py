@@ -24,7 +24,7 @@ from pose.people import People
 from pose.skeleton import Skeleton, skeleton_named
 
 SPLITS = ("train", "val", "test")
-FORMAT = "1"
+FORMAT = "2"
 DIGESTS = "SHA256SUMS"
 """Lists the folder's other files as `sha256sum --check` reads them."""
 
@@ -52,10 +52,10 @@ class Row:
 
 
 def write_shards(
-    rows: Iterable[Row], directory: Path, split: str, rows_per_shard: int, skeleton: Skeleton, crop_size: int
+    rows: Iterable[Row], directory: Path, split: str, rows_per_shard: int, skeleton: Skeleton, crop: CropParams
 ) -> int:
     """Writes `<split>-00000.arrow`, ... in the rows' order and returns how many rows that were."""
-    schema = _schema(skeleton, crop_size)
+    schema = _schema(skeleton, crop)
     remaining, written, number = iter(rows), 0, 0
     while shard := list(islice(remaining, rows_per_shard)):
         path = directory / f"{split}-{number:05d}.arrow"
@@ -68,10 +68,10 @@ def write_shards(
 class Split:
     """All rows of one split. Small columns are arrays in memory, JPEGs stay in the mapped files."""
 
-    def __init__(self, batches: list[pa.RecordBatch], files: list[Path], skeleton: Skeleton, crop_size: int) -> None:
+    def __init__(self, batches: list[pa.RecordBatch], files: list[Path], skeleton: Skeleton, crop: CropParams) -> None:
         self.skeleton = skeleton
-        self.crop_size = crop_size
-        """Side of the stored crops, px."""
+        self.crop = crop
+        """What of each image is stored."""
         self._files = files
         self._jpegs = [_binary_buffers(batch.column("jpeg")) for batch in batches]
         self._starts = np.cumsum([0, *(len(batch) for batch in batches)])
@@ -109,7 +109,12 @@ class Split:
                 f"{paths[0]} has shard format {metadata.get(b'format', b'none').decode()}, expected {FORMAT}; "
                 f"prepare the dataset again."
             )
-        return Split(batches, files, skeleton_named(metadata[b"skeleton"].decode()), int(metadata[b"crop_size"]))
+        return Split(
+            batches,
+            files,
+            skeleton_named(metadata[b"skeleton"].decode()),
+            CropParams.model_validate_json(metadata[b"crop"]),
+        )
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -214,7 +219,7 @@ def verify(directory: Path) -> None:
             )
 
 
-def _schema(skeleton: Skeleton, crop_size: int) -> pa.Schema:
+def _schema(skeleton: Skeleton, crop: CropParams) -> pa.Schema:
     def floats(length: int) -> pa.DataType:
         return pa.list_(pa.float32(), length)
 
@@ -229,7 +234,7 @@ def _schema(skeleton: Skeleton, crop_size: int) -> pa.Schema:
         "visibility": pa.list_(pa.uint8(), skeleton.size),
         "to_crop": floats(6),
     }
-    metadata = {"format": FORMAT, "skeleton": skeleton.name, "crop_size": str(crop_size)}
+    metadata = {"format": FORMAT, "skeleton": skeleton.name, "crop": crop.model_dump_json()}
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields.items()], metadata=metadata)
 
 

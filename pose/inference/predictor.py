@@ -30,7 +30,7 @@ class Predictor:
     network: Network
     skeleton: Skeleton
     crop: CropParams
-    input_size: int
+    input_size: tuple[int, int]
 
     @staticmethod
     def load(folder: Path) -> Predictor:
@@ -60,7 +60,7 @@ class Predictor:
         to_crop = np.stack([crop_affine(self.crop, box, image.size) for image, box in zip(images, boxes, strict=True)])
         inputs = np.stack([self._input(image, affine) for image, affine in zip(images, to_crop, strict=True)])
         keypoints, scores, presence = self.network(inputs)
-        in_crop = keypoints.astype(np.float64) * (self.crop.size / self.input_size)
+        in_crop = keypoints.astype(np.float64) * (self.crop.size / np.array(self.input_size))
         return People(
             image_ids=np.arange(first_id, first_id + len(images), dtype=np.int64),
             image_sizes=sizes,
@@ -77,7 +77,7 @@ class Predictor:
         stored = io.BytesIO()
         extract(image.convert("RGB"), to_crop, self.crop.size).save(stored, "JPEG", quality=self.crop.quality)
         # Pillow's bilinear filter widens as it shrinks: the antialiased triangle of pose.data.augment.resize.
-        seen = Image.open(stored).resize((self.input_size, self.input_size), Image.Resampling.BILINEAR)
+        seen = Image.open(stored).resize(self.input_size, Image.Resampling.BILINEAR)
         return np.asarray(seen).transpose(2, 0, 1)
 
 
@@ -86,7 +86,7 @@ def _from_bundle(folder: Path) -> Predictor:
     try:
         facts = json.loads(path.read_text())
         skeleton = skeleton_named(facts["skeleton"])
-        crop, input_size, system = CropParams.model_validate(facts["crop"]), int(facts["input_size"]), facts["system"]
+        crop, input_size, system = CropParams.model_validate(facts["crop"]), tuple(facts["input_size"]), facts["system"]
     except (KeyError, TypeError, ValueError) as error:
         raise ExportError(
             f"{path} does not describe a model ({type(error).__name__}: {error}); export it again"

@@ -32,10 +32,15 @@ def vgg_features(blocks: Sequence[int], channels: Sequence[int], *, batch_norm: 
     return features
 
 
-def survives_poolings(input_size: int, key: str) -> None:
+def survives_poolings(input_size: tuple[int, int], key: str) -> None:
     """Raises ConfigError naming `key` where nothing would be left of the input after five poolings."""
-    if input_size < VGG_STRIDE:
+    if min(input_size) < VGG_STRIDE:
         raise ConfigError(f"{key} is {input_size}, but the five poolings of a VGG need at least {VGG_STRIDE} px")
+
+
+def cells(input_size: tuple[int, int]) -> int:
+    """Cells of the last map for an input of this width and height."""
+    return (input_size[0] // VGG_STRIDE) * (input_size[1] // VGG_STRIDE)
 
 
 def load_imagenet_features(features: nn.Sequential, state: Mapping[str, Tensor]) -> None:

@@ -24,16 +24,16 @@ def write_mlmodel(bundle: Path) -> None:
     from mlflow.utils.environment import _PythonEnv
 
     description = read_description(bundle)
-    size, joints = description["input_size"], len(description["joints"])
+    (width, height), joints = description["input_size"], len(description["joints"])
     outputs = {"keypoints": (-1, joints, 2), "scores": (-1, joints), "presence": (-1, joints)}
     signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, 3, size, size), "images")]),
+        inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, 3, height, width), "images")]),
         outputs=Schema([TensorSpec(np.dtype("float32"), shape, name) for name, shape in outputs.items()]),
     )
     requirements = [f"{name}=={version(name)}" for name in REQUIREMENTS]
     (bundle / "requirements.txt").write_text("\n".join(requirements) + "\n")
     _PythonEnv(dependencies=["-r requirements.txt"]).to_yaml(str(bundle / "python_env.yaml"))
-    example = {"images": example_image(size)[None].tolist()}
+    example = {"images": example_image(width, height)[None].tolist()}
     (bundle / "input_example.json").write_text(json.dumps(example, separators=(",", ":")))
 
     model = Model(signature=signature, metadata={"system": description["system"], "skeleton": description["skeleton"]})
@@ -52,7 +52,8 @@ def write_mlmodel(bundle: Path) -> None:
     model.save(str(bundle / "MLmodel"))
 
 
-def example_image(size: int) -> np.ndarray:
-    """[3, S, S] uint8: two ramps and a constant. No picture of the data set travels with a model."""
-    ramp = np.linspace(0, 255, size).astype(np.uint8)
-    return np.stack([np.tile(ramp, (size, 1)), np.tile(ramp[:, None], (1, size)), np.full((size, size), 128, np.uint8)])
+def example_image(width: int, height: int) -> np.ndarray:
+    """[3, H, W] uint8: two ramps and a constant. No picture of the data set travels with a model."""
+    right, down = (np.linspace(0, 255, side).astype(np.uint8) for side in (width, height))
+    flat = np.full((height, width), 128, np.uint8)
+    return np.stack([np.tile(right, (height, 1)), np.tile(down[:, None], (1, width)), flat])

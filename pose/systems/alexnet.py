@@ -35,8 +35,9 @@ class AlexNetParams(TwoHeadedParams):
 
     @model_validator(mode="after")
     def _survives_poolings(self) -> AlexNetParams:
-        if last_side(self.input_size, self.stride) < 1:
-            least = next(size for size in count(self.input_size) if last_side(size, self.stride) >= 1)
+        shorter = min(self.input_size)
+        if last_side(shorter, self.stride) < 1:
+            least = next(size for size in count(shorter) if last_side(size, self.stride) >= 1)
             raise ConfigError(
                 f"systems.alexnet.input_size is {self.input_size}, but with systems.alexnet.stride {self.stride} "
                 f"the four poolings need at least {least} px; enlarge the one or lower the other"
@@ -58,8 +59,9 @@ class AlexNet(TwoHeaded):
     def build(self) -> nn.Module:
         """[B, 3, S, S] to the outputs of PresenceCoordinates."""
         p = self.params
-        side = last_side(p.input_size, p.stride)
-        return self.heads(alexnet_features(p.channels, p.stride, batch_norm=p.batch_norm), p.channels[-1] * side**2)
+        width, height = (last_side(side, p.stride) for side in p.input_size)
+        features = alexnet_features(p.channels, p.stride, batch_norm=p.batch_norm)
+        return self.heads(features, p.channels[-1] * width * height)
 
 
 def alexnet_features(channels: tuple[int, ...], stride: int, *, batch_norm: bool) -> nn.Sequential:

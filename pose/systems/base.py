@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -10,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pose.config import SystemParams
+from pose.config import PhaseParams, SystemParams
+from pose.data import augment
 from pose.data.batch import Batch
 from pose.people import People
 from pose.skeleton import Skeleton
@@ -63,6 +65,22 @@ class System(ABC):
     loss_terms: ClassVar[tuple[str, ...]]
     """Names that `loss` returns, for phases to weigh."""
 
+    def begin_phase(self, phase: PhaseParams, batches: Callable[[], Iterator[Batch]] | None) -> None:  # noqa: B027
+        """Called on every rank before a phase's first step, the network in evaluation mode with its weights so far.
+
+        `batches` gives the training split once, in order, unaugmented and not yet prepared, for statistics that the
+        phase needs; they belong into buffers of the network, which checkpoints keep. It is None where a training is
+        resumed within the phase: the buffers are there again. Nothing to do by default.
+        """
+
+    def prepare(self, batch: Batch) -> Batch:
+        """The batch as the network sees it, made on the batch's device; see pose.data.augment.finish."""
+        return augment.finish(batch, self.params.input_size, self.skeleton, self.params.padding)
+
+    def forward(self, network: nn.Module, batch: Batch) -> Any:
+        """The outputs for a prepared batch; `network` is this system's own, perhaps wrapped for several ranks."""
+        return network(batch.images)
+
     @abstractmethod
     def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """Scalar loss terms by name; targets are built from the batch on its device."""
@@ -105,8 +123,8 @@ def multiply_accumulates(system: System) -> int:
     """MACs of one forward pass of one image, counted by torch."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    size = system.params.input_size
+    width, height = system.params.input_size
     system.network.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        system.network(torch.zeros(1, 3, size, size))
+        system.network(torch.zeros(1, 3, height, width))
     return counter.get_total_flops() // 2

@@ -40,5 +40,6 @@ class Baseline2(TwoHeaded):
     def build(self) -> nn.Module:
         """[B, 3, S, S] to the outputs of PresenceCoordinates."""
         p = self.params
-        side = p.input_size // 8
-        return self.heads(conv_pool_features(p.channels, p.kernel, batch_norm=p.batch_norm), p.channels[-1] * side**2)
+        width, height = p.input_size
+        features = conv_pool_features(p.channels, p.kernel, batch_norm=p.batch_norm)
+        return self.heads(features, p.channels[-1] * (width // 8) * (height // 8))

@@ -67,4 +67,4 @@ class TwoHeaded(System):
     def joints(self, outputs: Any) -> Joints:
         """Shares of the side to input pixels. Nothing here measures confidence in a position, so scores = presence."""
         presence = torch.sigmoid(outputs["presence"].float())
-        return Joints(outputs["coordinates"].float() * self.params.input_size, presence, presence)
+        return Joints(outputs["coordinates"].float() * torch.tensor(self.params.input_size), presence, presence)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pose.config import Count, SystemParams
 from pose.data.batch import Batch
 from pose.layers.presence_coordinates import coordinates_loss
-from pose.layers.vgg import VGG16_BLOCKS, VGG_STRIDE, load_imagenet_features, survives_poolings, vgg_features
+from pose.layers.vgg import VGG16_BLOCKS, cells, load_imagenet_features, survives_poolings, vgg_features
 from pose.layers.weights import initialise, initialise_output
 from pose.systems.base import Card, Joints, System
 from pose.systems.two_headed import Dropout
@@ -62,7 +62,7 @@ class Vgg16Regressor(System):
         """[B, 3, S, S] to {"coordinates": [B, K, 2]}."""
         p = self.params
         features = vgg_features(VGG16_BLOCKS, p.channels, batch_norm=True)
-        flat = p.channels[-1] * (p.input_size // VGG_STRIDE) ** 2
+        flat = p.channels[-1] * cells(p.input_size)
         return Regressor(features, flat, p.hidden, self.skeleton.size, p.dropout)
 
     @property
@@ -76,7 +76,7 @@ class Vgg16Regressor(System):
 
     def joints(self, outputs: Any) -> Joints:
         """Shares of the side to input pixels; presence and scores are 1 throughout."""
-        keypoints = outputs["coordinates"].float() * self.params.input_size
+        keypoints = outputs["coordinates"].float() * torch.tensor(self.params.input_size)
         certain = torch.ones_like(keypoints[..., 0])
         return Joints(keypoints, certain, certain)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pose.config import Count
 from pose.layers.presence_coordinates import PresenceCoordinates
-from pose.layers.vgg import VGG19_BLOCKS, VGG_STRIDE, load_imagenet_features, survives_poolings, vgg_features
+from pose.layers.vgg import VGG19_BLOCKS, cells, load_imagenet_features, survives_poolings, vgg_features
 from pose.systems.base import Card
 from pose.systems.two_headed import LICENCE, PROTOCOL, REPORT, TwoHeaded, TwoHeadedParams
 
@@ -48,9 +48,8 @@ class Vgg19(TwoHeaded):
     def build(self) -> nn.Module:
         """[B, 3, S, S] to the outputs of PresenceCoordinates."""
         p = self.params
-        side = p.input_size // VGG_STRIDE
         features = vgg_features(VGG19_BLOCKS, p.channels, batch_norm=p.batch_norm)
-        return self.heads(features, p.channels[-1] * side**2)
+        return self.heads(features, p.channels[-1] * cells(p.input_size))
 
     def load_official(self, state: Mapping[str, Tensor]) -> None:
         """Takes the trunk of torchvision's vgg19 (with batch_norm: vgg19_bn). Raises TrainingError where it misfits."""

@@ -7,7 +7,7 @@ import torch
 from pose.data.batch import Batch
 from pose.errors import TrainingError
 from pose.training import distributed
-from pose.training.stage import Stage, rows_of
+from pose.training.stage import Stage
 
 NAMED = 8
 """Offenders that a message lists."""
@@ -37,7 +37,7 @@ def _offenders(stage: Stage, batch: Batch) -> list[int]:
     stage.network.eval()
     offenders = []
     for row in range(len(batch)):
-        one = stage.prepare(rows_of(batch, row, row + 1))
+        one = stage.prepare(batch.rows(row, row + 1))
         loss = stage.weighted(stage.system.loss(stage.outputs(stage.network, one), one))
         if not torch.isfinite(loss):
             offenders.append(int(batch.image_ids[row]))

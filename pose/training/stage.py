@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pose.config import PhaseParams, RecipeParams, TrainingParams
-from pose.data.augment import finish
 from pose.data.batch import Batch
 from pose.errors import ConfigError
 from pose.systems.base import System
@@ -144,7 +143,7 @@ class Stage:
 
     def prepare(self, batch: Batch) -> Batch:
         """On the device, resized, augmented, normalised, in the memory format of the network."""
-        batch = finish(batch.to(self.world.device), self.system.params.input_size, self.system.skeleton)
+        batch = self.system.prepare(batch.to(self.world.device))
         if not self.training.channels_last:
             return batch
         return replace(batch, images=batch.images.contiguous(memory_format=torch.channels_last))
@@ -152,9 +151,9 @@ class Stage:
     def outputs(self, network: Any, batch: Batch) -> Any:
         """The network's outputs as float32, computed in the precision of params."""
         if self.training.precision == "fp32":
-            return network(batch.images)
+            return self.system.forward(network, batch)
         with torch.autocast(self.world.device.type, dtype=torch.bfloat16):
-            return as_float(network(batch.images))
+            return as_float(self.system.forward(network, batch))
 
     def _set_lr(self, number: int) -> None:
         factor = optimisers.lr_factor(self.recipe.schedule, number, self.total_steps)
@@ -194,13 +193,7 @@ def _parts(batch: Batch, count: int) -> Iterator[Batch]:
         yield batch
         return
     for rows in np.array_split(np.arange(len(batch)), min(count, len(batch))):
-        yield rows_of(batch, int(rows[0]), int(rows[-1]) + 1)
-
-
-def rows_of(batch: Batch, first: int, end: int) -> Batch:
-    """Rows first to end of a batch, as views."""
-    values: dict[str, Any] = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    return replace(batch, **{name: value[first:end] for name, value in values.items() if value is not None})
+        yield batch.rows(int(rows[0]), int(rows[-1]) + 1)
 
 
 def as_float(outputs: Any) -> Any:

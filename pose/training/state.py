@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -103,6 +104,9 @@ class Run:
     def open_stage(self) -> Stage:
         """The machinery of the present phase, warmed up and, after an interruption, as it was."""
         assert self.phase is not None
+        resumed = self._resumed is not None and self._resumed["stage"] is not None
+        self.network.eval()
+        self.system.begin_phase(self.phase, None if resumed else self._training_rows)
         stage = Stage(
             self.system,
             self.recipe,
@@ -124,6 +128,12 @@ class Run:
         p, seed = self.progress, self.spec.params.seed
         order, rows = rank_order(len(self.train_loader.split), self.recipe.batch_size, seed, p.epoch, self.world)
         return self.train_loader.batches(order, rows, self.recipe.augment, seed, p.epoch, start=p.step)
+
+    def _training_rows(self) -> Iterator[Batch]:
+        """The training split in order, unaugmented, on this rank's device."""
+        rows = np.arange(len(self.train_loader.split))
+        for batch in self.train_loader.batches(rows, self.recipe.batch_size, None, self.spec.params.seed, 0):
+            yield batch.to(self.world.device)
 
     def _first_batch(self) -> Batch:
         seed = self.spec.params.seed

@@ -14,7 +14,7 @@ from pose.training import distributed
 from pose.training.stage import Stage
 
 PCK_SHARE = 1 / 12
-"""A joint is right within this share of the input's side."""
+"""A joint is right within this share of the input's sides."""
 
 
 @torch.no_grad()
@@ -42,8 +42,10 @@ def validate(stage: Stage, loader: Loader, batch_size: int) -> dict[str, float]:
 
 def _counts(joints: Joints, batch: Batch, rate: Tensor) -> Tensor:
     """[7] float64: rows, joints right, labelled, present and said so, present, absent and said so, absent."""
-    distance = torch.linalg.vector_norm(joints.keypoints - batch.keypoints, dim=2)
-    right = (distance <= PCK_SHARE * batch.images.shape[-1]) & batch.labelled
+    height, width = batch.images.shape[-2:]
+    offset = (joints.keypoints - batch.keypoints) / batch.keypoints.new_tensor([width, height])
+    distance = torch.linalg.vector_norm(offset, dim=2)
+    right = (distance <= PCK_SHARE) & batch.labelled
     present, said = batch.presence > 0.5, joints.presence >= rate
     counted = (right, batch.labelled, present & said, present, ~present & ~said, ~present)
     rows = torch.tensor(float(len(batch)), dtype=torch.float64, device=distance.device)

@@ -8,8 +8,9 @@ from PIL import Image
 from scipy import ndimage
 
 from pose.config import AugmentParams
-from pose.data.augment import COLUMNS, draw, finish, resize
+from pose.data.augment import COLUMNS, draw, finish
 from pose.data.batch import Batch
+from pose.data.views import resize
 from pose.layers.normalise import Normalise
 from pose.skeleton import LSP14
 
@@ -117,21 +118,21 @@ class TestResize:
         pixels = np.random.default_rng(1).integers(0, 256, (2, stored, stored, 3), dtype=np.uint8)
         batch = make_batch(pixels, np.full((2, 14, 2), 10.0))
         expected = np.stack([np.asarray(Image.fromarray(p).resize((size, size), Image.BILINEAR)) for p in pixels])
-        seen = resize(batch.images, size).permute(0, 2, 3, 1).numpy()
+        seen = resize(batch.images, (size, size)).permute(0, 2, 3, 1).numpy()
         assert np.abs(seen.astype(int) - expected).max() <= 1
-        finished = finish(batch, size, LSP14)
-        assert torch.equal(finished.images, Normalise()(resize(batch.images, size)))
+        finished = finish(batch, (size, size), LSP14)
+        assert torch.equal(finished.images, Normalise()(resize(batch.images, (size, size))))
         torch.testing.assert_close(finished.keypoints, batch.keypoints * size / stored)
 
     def test_keypoints_and_blobs_shrink_alike(self):
         batch, points = one_joint_per_image(256, augment=None)
-        finished = finish(replace(batch, augment=None), 96, LSP14)
+        finished = finish(replace(batch, augment=None), (96, 96), LSP14)
         found = centroids(finished.images)
         assert np.abs(found - points[np.arange(14), np.arange(14)] * 96 / 256).max() < 0.1
 
     def test_an_unchanged_view_keeps_labels_outside_it(self):
         batch = make_batch(np.zeros((1, 64, 64, 3), np.uint8), np.full((1, 14, 2), -3.0))
-        finished = finish(batch, 64, LSP14)
+        finished = finish(batch, (64, 64), LSP14)
         assert finished.labelled.all()
         assert finished.presence.all()
 
@@ -151,7 +152,7 @@ class TestWarp:
     @pytest.mark.parametrize(("stored", "size"), [(128, 128), (160, 112)])
     def test_keypoints_follow_the_pixels(self, columns, stored, size):
         batch, _ = one_joint_per_image(stored, change(14, **columns))
-        finished = finish(batch, size, LSP14)
+        finished = finish(batch, (size, size), LSP14)
         # A mirrored person's right ankle is where the left one was.
         shown = LSP14.mirror if columns.get("flip") else np.arange(14)
         expected = finished.keypoints.numpy()[np.arange(14), shown]
@@ -161,7 +162,7 @@ class TestWarp:
     @pytest.mark.parametrize("columns", CHANGES)
     def test_to_original_leads_back(self, columns):
         batch, points = one_joint_per_image(128, change(14, **columns))
-        finished = finish(batch, 96, LSP14)
+        finished = finish(batch, (96, 96), LSP14)
         affine = finished.to_original.numpy().astype(np.float64)
         back = np.einsum("bij,bkj->bki", affine[:, :, :2], finished.keypoints.numpy()) + affine[:, None, :, 2]
         original = points * [3, 2] + [5, -7]
@@ -173,7 +174,7 @@ class TestWarp:
         image, points = np.zeros((1, 100, 100, 3), np.uint8), np.tile([[80.0, 50.0]], (1, 14, 1))
 
         def moved(**columns: float) -> list[float]:
-            finished = finish(make_batch(image, points, change(1, **columns)), 100, LSP14)
+            finished = finish(make_batch(image, points, change(1, **columns)), (100, 100), LSP14)
             return finished.keypoints[0, 0].round(decimals=3).tolist()
 
         assert moved(rotate=math.pi / 2) == [50, 80]
@@ -202,14 +203,14 @@ class TestWarp:
     def test_the_mirror_alone_is_exact(self):
         pixels = np.random.default_rng(3).integers(0, 256, (2, 48, 48, 3), dtype=np.uint8)
         batch = make_batch(pixels, np.full((2, 14, 2), 10.0), change(2, flip=1.0))
-        plain = finish(replace(batch, augment=None), 48, LSP14).images
-        torch.testing.assert_close(finish(batch, 48, LSP14).images, plain.flip(3), rtol=0, atol=1e-4)
+        plain = finish(replace(batch, augment=None), (48, 48), LSP14).images
+        torch.testing.assert_close(finish(batch, (48, 48), LSP14).images, plain.flip(3), rtol=0, atol=1e-4)
 
     def test_no_change_is_the_plain_view(self):
         pixels = np.random.default_rng(3).integers(0, 256, (2, 48, 48, 3), dtype=np.uint8)
         batch = make_batch(pixels, np.full((2, 14, 2), 10.0), change(2))
-        plain = finish(replace(batch, augment=None), 32, LSP14)
-        torch.testing.assert_close(finish(batch, 32, LSP14).images, plain.images, rtol=0, atol=1e-4)
+        plain = finish(replace(batch, augment=None), (32, 32), LSP14)
+        torch.testing.assert_close(finish(batch, (32, 32), LSP14).images, plain.images, rtol=0, atol=1e-4)
 
     def test_labels_swap_with_their_joints(self):
         batch = make_batch(np.zeros((2, 32, 32, 3), np.uint8), np.full((2, 14, 2), 10.0))
@@ -217,7 +218,7 @@ class TestWarp:
         batch.labelled[:, ankle] = False
         batch.presence[:, ankle] = 0
         augment = torch.cat([change(1), change(1, flip=1.0)])
-        finished = finish(replace(batch, augment=augment), 32, LSP14)
+        finished = finish(replace(batch, augment=augment), (32, 32), LSP14)
         assert finished.labelled[:, [ankle, other]].tolist() == [[False, True], [True, False]]
         assert finished.presence[:, [ankle, other]].tolist() == [[0, 1], [1, 0]]
 
@@ -225,7 +226,7 @@ class TestWarp:
         points = np.full((1, 14, 2), 32.0)
         points[0, 3] = [60, 32]
         batch = make_batch(np.zeros((1, 64, 64, 3), np.uint8), points, change(1, right=0.1))
-        finished = finish(batch, 64, LSP14)
+        finished = finish(batch, (64, 64), LSP14)
         assert np.flatnonzero(~finished.labelled[0].numpy()).tolist() == [3]
         assert np.flatnonzero(finished.presence[0].numpy() == 0).tolist() == [3]
 
@@ -238,7 +239,7 @@ class TestColourAndErase:
         mean = np.array([123.675, 116.28, 103.53])
         wanted = ((pixels[0] - mean) * 1.2 + mean) * [1.1, 0.9, 1.0]
         expected = (np.clip(wanted, 0, 255) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-        seen = finish(batch, 16, LSP14).images[0].permute(1, 2, 0).numpy()
+        seen = finish(batch, (16, 16), LSP14).images[0].permute(1, 2, 0).numpy()
         assert np.abs(seen - expected).max() < 1e-3
 
     def test_stays_between_black_and_white(self):
@@ -252,14 +253,14 @@ class TestColourAndErase:
     def test_new_ground_keeps_the_mean_colour(self):
         columns = {"right": 0.1, "contrast": 1.3, "red": 1.2}
         batch = make_batch(np.full((1, 40, 40, 3), 30, np.uint8), np.full((1, 14, 2), 8.0), change(1, **columns))
-        seen = finish(batch, 40, LSP14).images[0]
+        seen = finish(batch, (40, 40), LSP14).images[0]
         assert torch.equal(seen[:, :, :4], torch.zeros(3, 40, 4))
         assert (seen[:, :, 5:] != 0).all()
 
     def test_erases_one_rectangle_and_no_label(self):
         columns = {"erase_x": 0.5, "erase_y": 0.25, "erase_width": 0.25, "erase_height": 0.5}
         batch = make_batch(np.zeros((1, 32, 32, 3), np.uint8), np.full((1, 14, 2), 16.0), change(1, **columns))
-        finished = finish(batch, 32, LSP14)
+        finished = finish(batch, (32, 32), LSP14)
         erased = np.zeros((32, 32), bool)
         erased[0:16, 12:20] = True
         assert np.array_equal((finished.images[0] == 0).all(dim=0).numpy(), erased)
@@ -270,9 +271,9 @@ def test_the_same_bits_twice_and_in_any_batch():
     pixels = np.random.default_rng(6).integers(0, 256, (7, 96, 96, 3), dtype=np.uint8)
     points = np.random.default_rng(6).uniform(0, 96, (7, 14, 2))
     augment = torch.from_numpy(draw(FULL, 0, 0, np.arange(7)))
-    whole = finish(make_batch(pixels, points, augment), 64, LSP14)
-    again = finish(make_batch(pixels, points, augment), 64, LSP14)
-    alone = finish(make_batch(pixels[5:6], points[5:6], augment[5:6]), 64, LSP14)
+    whole = finish(make_batch(pixels, points, augment), (64, 64), LSP14)
+    again = finish(make_batch(pixels, points, augment), (64, 64), LSP14)
+    alone = finish(make_batch(pixels[5:6], points[5:6], augment[5:6]), (64, 64), LSP14)
     for name in ("images", "keypoints", "labelled", "presence", "to_original"):
         assert torch.equal(getattr(whole, name), getattr(again, name))
         assert torch.equal(getattr(whole, name)[5:6], getattr(alone, name))
@@ -283,8 +284,8 @@ def test_a_gpu_sees_what_the_cpu_sees():
     pixels = np.random.default_rng(6).integers(0, 256, (4, 96, 96, 3), dtype=np.uint8)
     augment = torch.from_numpy(draw(FULL, 0, 0, np.arange(4)))
     batch = make_batch(pixels, np.full((4, 14, 2), 40.0), augment)
-    here = finish(batch, 64, LSP14)
-    there = finish(batch.to(torch.device("cuda")), 64, LSP14).to(torch.device("cpu"))
+    here = finish(batch, (64, 64), LSP14)
+    there = finish(batch.to(torch.device("cuda")), (64, 64), LSP14).to(torch.device("cpu"))
     # One level of 255, in units of the deviation, where the two resizes round differently.
     assert (here.images - there.images).abs().max() < 3 / (255 * 0.224)
     assert (here.images - there.images).abs().mean() < 1e-3

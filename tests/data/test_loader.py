@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pose.config import AugmentParams
+from pose.config import AugmentParams, CropParams
 from pose.data import augment, shards
 from pose.data.batch import Batch
 from pose.data.loader import Loader, decode
@@ -45,7 +45,7 @@ def row(number: int, jpeg: bytes | None = None) -> shards.Row:
 
 
 def split_of(rows: list[shards.Row], folder: Path, rows_per_shard: int = 10) -> shards.Split:
-    shards.write_shards(rows, folder, "train", rows_per_shard, LSP14, SIZE)
+    shards.write_shards(rows, folder, "train", rows_per_shard, LSP14, CropParams(view="image", size=SIZE))
     return shards.Split.open(folder, "train")
 
 
@@ -124,7 +124,7 @@ def test_threads_change_nothing(split):
 def test_the_same_bits_twice_down_to_the_network(split):
     def seen() -> list[Batch]:
         batches = Loader(split, threads=2).batches(np.arange(25), 8, FULL, 0, 0)
-        return [augment.finish(batch, 32, LSP14) for batch in batches]
+        return [augment.finish(batch, (32, 32), LSP14) for batch in batches]
 
     assert_same(seen(), seen())
 
@@ -135,7 +135,7 @@ def test_a_rank_s_share_meets_the_same_changes(split):
 
     def by_row(batch_size: int) -> dict[int, torch.Tensor]:
         batches = Loader(split, threads=1).batches(order, batch_size, FULL, 0, 0)
-        finished = [augment.finish(batch, 32, LSP14) for batch in batches]
+        finished = [augment.finish(batch, (32, 32), LSP14) for batch in batches]
         return {int(r): image for batch in finished for r, image in zip(batch.sample, batch.images, strict=True)}
 
     whole, parts = by_row(25), by_row(4)

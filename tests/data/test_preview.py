@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pose.config import AugmentParams
+from pose.config import AugmentParams, CropParams
 from pose.data import preview, shards
 from pose.skeleton import LSP14
 
@@ -40,7 +40,7 @@ def make_split(folder: Path, rows: int) -> shards.Split:
             to_crop=np.array([[0.5, 0, 0], [0, 0.5, 0]]),
         )
 
-    shards.write_shards(map(row, range(rows)), folder, "train", 20, LSP14, SIZE)
+    shards.write_shards(map(row, range(rows)), folder, "train", 20, LSP14, CropParams(view="image", size=SIZE))
     return shards.Split.open(folder, "train")
 
 

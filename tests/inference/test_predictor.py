@@ -176,7 +176,7 @@ def test_agrees_with_evaluation(tmp_path: Path, loaded_params) -> None:
         box = np.array([0, 0, *picture.size], np.float32)
         zeros = np.zeros((LSP14.size, 2), np.float32)
         rows.append(Row(as_stored(picture), f"{n}.png", n, n, picture.size, box, zeros, np.ones(LSP14.size), affine))
-    write_shards(rows, tmp_path, "test", 10, LSP14, SIZE)
+    write_shards(rows, tmp_path, "test", 10, LSP14, CropParams(view="image", size=SIZE))
 
     evaluated = evaluate_predict(system, Split.open(tmp_path, "test"))
     predicted = Predictor("x", network_of(system), LSP14, CROP, INPUT).predict(pictures)

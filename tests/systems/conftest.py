@@ -40,20 +40,21 @@ def random_batch() -> Callable[..., Batch]:
     """random_batch(system, people): noise images with joints anywhere; about a fifth of them not labelled."""
 
     def make(system: System, people: int = 4, seed: int = 1) -> Batch:
-        size, joints = system.params.input_size, system.skeleton.size
+        (width, height), joints = system.params.input_size, system.skeleton.size
+        size = torch.tensor([float(width), float(height)])
         g = torch.Generator().manual_seed(seed)
         labelled = torch.rand(people, joints, generator=g) > 0.2
         keypoints = torch.rand(people, joints, 2, generator=g) * size
         return Batch(
-            images=torch.randn(people, 3, size, size, generator=g),
+            images=torch.randn(people, 3, height, width, generator=g),
             keypoints=torch.where(labelled[..., None], keypoints, torch.nan),
             labelled=labelled,
             presence=labelled.float(),
             to_original=torch.tensor([[1.0, 0, 0], [0, 1.0, 0]]).repeat(people, 1, 1),
             sample=torch.arange(people),
             image_ids=torch.arange(people),
-            image_sizes=torch.full((people, 2), float(size)),
-            boxes=torch.tensor([0.0, 0, size, size]).repeat(people, 1),
+            image_sizes=size.repeat(people, 1),
+            boxes=torch.tensor([0.0, 0, width, height]).repeat(people, 1),
         )
 
     return make

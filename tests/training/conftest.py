@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from pose.config import CropParams
 from pose.config_loading import load
 from pose.data.shards import Row, write_shards
 from pose.skeleton import LSP14
@@ -49,8 +50,11 @@ def draw_row(index: int) -> Row:
 def dots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared dataset: 100 training rows, 20 for validation."""
     directory = tmp_path_factory.mktemp("dots")
-    write_shards((draw_row(i) for i in range(100)), directory, "train", 64, LSP14, SIZE)
-    write_shards((draw_row(i) for i in range(100, 120)), directory, "val", 64, LSP14, SIZE)
+    crop = CropParams(view="image", size=SIZE)
+    write_shards((draw_row(i) for i in range(100)), directory, "train", 64, LSP14, crop)
+    write_shards(
+        (draw_row(i) for i in range(100, 120)), directory, "val", 64, LSP14, CropParams(view="image", size=SIZE)
+    )
     return directory
 
 
