@@ -29,7 +29,7 @@ class Skeleton:
     head: tuple[str, str] | None
     """The two joints of the head segment, or None where the joint set has none."""
     oks_sigmas: tuple[float, ...] | None
-    """Per-joint OKS constants, or None where no published ones exist."""
+    """Per-joint OKS constants, or None where no published ones exist. They are part of a figure's protocol."""
 
     @property
     def size(self) -> int:
@@ -94,7 +94,14 @@ LSP14 = Skeleton(
     ),
     torso=("left_shoulder", "right_hip"),
     head=("neck", "head_top"),
-    oks_sigmas=None,
+    # Twelve are COCO's (standard deviations over redundant annotations, cocodataset.org/#keypoints-eval). COCO has
+    # neither neck nor head top: 0.079, as in the evaluation of CrowdPose (Li et al., CVPR 2019), the benchmark with
+    # these same fourteen joints, whose authors gave both the shoulders' value rather than measuring one.
+    oks_sigmas=(
+        0.089, 0.087, 0.107, 0.107, 0.087, 0.089,
+        0.062, 0.072, 0.079, 0.079, 0.072, 0.062,
+        0.079, 0.079,
+    ),
 )  # fmt: skip
 
 COCO17 = Skeleton(
