@@ -33,7 +33,7 @@ LINEAGE = {"git_commit": "c0ffee", "data_hash": "da7a", "command": "pose train-a
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    described = {"system": "tiny", "skeleton": "three", "joints": ["a", "b", "c"], "input_size": 64}
+    described = {"system": "tiny", "skeleton": "three", "joints": ["a", "b", "c"], "input_size": [64, 64]}
     (tmp_path / "model.json").write_text(json.dumps(described | {"crop": {"view": "image"}}))
     report = ExportReport({"onnx": 0.00012}, 32, 1.25, 900.4, 1, 123456, {"model.onnx": 500000}, 4.0)
     (tmp_path / "export.json").write_text(json.dumps(asdict(report)))

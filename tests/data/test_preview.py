@@ -56,7 +56,7 @@ def near(colour: tuple[int, ...], other: tuple[int, ...], tolerance: int = 30) -
 
 def test_joints_are_drawn_where_they_are_and_as_they_are(tmp_path):
     split = make_split(tmp_path, rows=40)
-    page = Image.open(preview.sheet(split, 32, None, tmp_path / "sheet.png"))
+    page = Image.open(preview.sheet(split, (32, 32), None, tmp_path / "sheet.png"))
     for n in (0, 1, 35):
         # 36 pictures, evenly over 40 rows, the last row last.
         points = joints(round(n * 39 / 35))
@@ -75,7 +75,7 @@ def test_joints_are_drawn_where_they_are_and_as_they_are(tmp_path):
 def test_a_line_of_the_sheet_is_one_sample_over_the_epochs(tmp_path):
     split = make_split(tmp_path, rows=9)
     path = tmp_path / "sheet.png"
-    page = Image.open(preview.sheet(split, 32, AugmentParams(rotate=40, flip=0.5), path))
+    page = Image.open(preview.sheet(split, (32, 32), AugmentParams(rotate=40, flip=0.5), path))
     left, top = preview.tile_corner(preview.COLUMNS * preview.ROWS)
     assert page.size[1] == top
     tiles = []
@@ -90,7 +90,7 @@ def test_a_line_of_the_sheet_is_one_sample_over_the_epochs(tmp_path):
 @pytest.mark.parametrize("augment", [None, AugmentParams(scale=0.1)])
 def test_a_tiny_split_fills_a_smaller_sheet_and_the_same_bytes_twice(tmp_path, augment):
     split = make_split(tmp_path, rows=2)
-    first = preview.sheet(split, 32, augment, tmp_path / "a.png").read_bytes()
-    assert first == preview.sheet(split, 32, augment, tmp_path / "b.png").read_bytes()
+    first = preview.sheet(split, (32, 32), augment, tmp_path / "a.png").read_bytes()
+    assert first == preview.sheet(split, (32, 32), augment, tmp_path / "b.png").read_bytes()
     lines = 1 if augment is None else 2
     assert Image.open(tmp_path / "a.png").size[1] == preview.tile_corner(lines * preview.COLUMNS)[1]

@@ -105,5 +105,5 @@ def test_missing_torn_and_foreign_shards_are_named(tmp_path: Path) -> None:
     table = pa.record_batch({"jpeg": [b"x"]})
     with pa.OSFile(str(tmp_path / "val-00000.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_batch(table)
-    with pytest.raises(DataError, match="shard format none, expected 1"):
+    with pytest.raises(DataError, match="shard format none, expected 2"):
         Split.open(tmp_path, "val")

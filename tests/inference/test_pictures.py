@@ -48,7 +48,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.save(model, folder / "model.onnx")
     crop = {"view": "image", "size": 48}
-    facts = {"system": "still", "skeleton": "lsp14", "input_size": INPUT, "crop": crop}
+    facts = {"system": "still", "skeleton": "lsp14", "input_size": [INPUT, INPUT], "crop": crop}
     (folder / "model.json").write_text(json.dumps(facts))
     return folder
 

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image, ImageDraw, ImageFilter
 
 from pose.config import CropParams
-from pose.data import augment
+from pose.data import views
 from pose.data.crops import crop_affine, extract
 from pose.data.shards import Row, Split, write_shards
 from pose.errors import ConfigError, ExportError, TrainingError
@@ -73,7 +73,7 @@ def write_centroid_bundle(folder: Path, crop: CropParams = CROP, input_size: int
     onnx.save(model, folder / "model.onnx")
     facts = {
         "system": "centroids", "params": {}, "skeleton": "lsp14", "joints": list(LSP14.joints),
-        "input_size": input_size, "crop": crop.model_dump(), "versions": {},
+        "input_size": [input_size, input_size], "crop": crop.model_dump(), "versions": {},
     }  # fmt: skip
     (folder / "model.json").write_text(json.dumps(facts))
     return folder
@@ -126,9 +126,9 @@ def test_input_is_what_evaluation_feeds() -> None:
         return np.zeros((b, 14, 2)), np.zeros((b, 14)), np.zeros((b, 14))
 
     picture = scene(3, (333, 241))
-    Predictor("probe", network, LSP14, CROP, INPUT).predict([picture])
+    Predictor("probe", network, LSP14, CROP, (INPUT, INPUT)).predict([picture])
     stored = np.asarray(Image.open(io.BytesIO(as_stored(picture)))).transpose(2, 0, 1)
-    expected = augment.resize(torch.from_numpy(stored.copy())[None], INPUT)
+    expected = views.resize(torch.from_numpy(stored.copy())[None], (INPUT, INPUT))
     assert np.abs(seen[0].astype(int) - expected.numpy().astype(int)).max() == 0
 
 
@@ -165,7 +165,7 @@ def make_lively(system: System) -> None:
 
 
 def test_agrees_with_evaluation(tmp_path: Path, loaded_params) -> None:
-    block = loaded_params.systems["baseline2"].model_copy(update={"input_size": INPUT, "hidden": [64, 32]})
+    block = loaded_params.systems["baseline2"].model_copy(update={"input_size": (INPUT, INPUT), "hidden": [64, 32]})
     torch.manual_seed(0)
     system = create("baseline2", SYSTEMS["baseline2"].Params.model_validate(block.model_dump()), LSP14)
     make_lively(system)
@@ -179,7 +179,7 @@ def test_agrees_with_evaluation(tmp_path: Path, loaded_params) -> None:
     write_shards(rows, tmp_path, "test", 10, LSP14, CropParams(view="image", size=SIZE))
 
     evaluated = evaluate_predict(system, Split.open(tmp_path, "test"))
-    predicted = Predictor("x", network_of(system), LSP14, CROP, INPUT).predict(pictures)
+    predicted = Predictor("x", network_of(system), LSP14, CROP, (INPUT, INPUT)).predict(pictures)
     scale = INPUT / evaluated.image_sizes[:, None]
     apart = np.linalg.norm((evaluated.keypoints - predicted.keypoints) * scale, axis=2)
     in_input = evaluated.keypoints * scale

@@ -72,7 +72,7 @@ def write_bundle(directory: Path, evaluated: Evaluation) -> Path:
     write_network(directory / "model.onnx")
     for name in ("model.pt2", "model.safetensors"):
         (directory / name).write_bytes(uuid.uuid4().bytes)
-    description = {"system": "tiny", "skeleton": "three", "joints": ["a", "b", "c"], "input_size": 8}
+    description = {"system": "tiny", "skeleton": "three", "joints": ["a", "b", "c"], "input_size": [8, 8]}
     (directory / "model.json").write_text(json.dumps(description))
     (directory / "card.md").write_text("# tiny\n")
     evaluated.save(directory / "evaluation")
