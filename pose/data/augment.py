@@ -82,28 +82,28 @@ def finish(batch: Batch, size: tuple[int, int], skeleton: Skeleton, padding: flo
     and a joint that leaves the view is neither labelled nor present, as in the datasets. An erased joint keeps its
     labels. Keypoints and `to_original` follow the pixels; `augment` is None afterwards.
     """
-    normalise = _normalise(batch.images.device)
+    normalise = normaliser(batch.images.device)
+    change = None if batch.augment is None else named(batch.augment)
     warp = views.view(batch, size, padding)
     labelled, presence, keypoints = batch.labelled, batch.presence, batch.keypoints
-    if batch.augment is None:
+    if change is None:
         # Planes in a row: the sums and products per channel are a fifth quicker than with channels last.
         pixels = normalise(views.plain(batch, size, padding).contiguous())
     else:
-        change = {name: batch.augment[:, i] for i, name in enumerate(COLUMNS)}
         images = views.source(batch, size, padding).contiguous()
         # Whole images come at the input's size already.
         step = torch.tensor([images.shape[-1], images.shape[-2]], device=images.device) / batch.images.shape[-1]
-        pixels = _colour(normalise(images), change, normalise)
-        warp = views.compose(_movement(change, size), warp)
+        pixels = colour(normalise(images), change, normalise)
+        warp = views.compose(movement(change, keypoints.new_tensor(size).expand(len(batch), 2)), warp)
         pixels = views.sample(pixels, views.inverse(warp) * step.double()[:, None], size)
-        pixels = _erase(pixels, change)
+        pixels = erase(pixels, change)
         mirror = torch.from_numpy(skeleton.mirror).to(images.device)
         mirrored = change["flip"] > 0
         keypoints = torch.where(mirrored[:, None, None], keypoints[:, mirror], keypoints)
         labelled = torch.where(mirrored[:, None], labelled[:, mirror], labelled)
         presence = torch.where(mirrored[:, None], presence[:, mirror], presence)
     keypoints = views.apply(warp, keypoints)
-    if batch.augment is not None:
+    if change is not None:
         inside = ((keypoints >= 0) & (keypoints <= keypoints.new_tensor(size))).all(dim=2)
         labelled, presence = labelled & inside, presence * inside
     return replace(
@@ -118,13 +118,22 @@ def finish(batch: Batch, size: tuple[int, int], skeleton: Skeleton, padding: flo
 
 
 @cache
-def _normalise(device: torch.device) -> Normalise:
+def normaliser(device: torch.device) -> Normalise:
+    """The one of that device."""
     return Normalise().to(device)
 
 
-def _movement(change: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
-    """[B, 2, 3] float64, input pixels -> augmented input pixels: about the centre, then shifted, then mirrored."""
-    width, height = size
+def named(augment: Tensor) -> dict[str, Tensor]:
+    """The columns [B] of `draw` by their names."""
+    return {name: augment[:, i] for i, name in enumerate(COLUMNS)}
+
+
+def movement(change: dict[str, Tensor], extents: Tensor) -> Tensor:
+    """[B, 2, 3] float64, input pixels -> augmented input pixels: about the centre, then shifted, then mirrored.
+
+    extents: [B, 2], width and height of what is moved and mirrored within itself; shifts are shares of them.
+    """
+    width, height = extents.double().unbind(dim=1)
     scale, angle, flip = (change[name].double() for name in ("scale", "rotate", "flip"))
     cos, sin = scale * torch.cos(angle), scale * torch.sin(angle)
     right = width / 2 - (width / 2 * cos - height / 2 * sin) + width * change["right"].double()
@@ -135,7 +144,7 @@ def _movement(change: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
     return torch.stack([top, bottom], dim=1)
 
 
-def _colour(pixels: Tensor, change: dict[str, Tensor], normalise: Normalise) -> Tensor:
+def colour(pixels: Tensor, change: dict[str, Tensor], normalise: Normalise) -> Tensor:
     """In place: contrast about the mean colour, then a gain per channel, within black and white."""
     gain = torch.stack([change["red"], change["green"], change["blue"]], dim=1)[:, :, None, None]
     factor = gain * change["contrast"][:, None, None, None]
@@ -143,7 +152,7 @@ def _colour(pixels: Tensor, change: dict[str, Tensor], normalise: Normalise) -> 
     return pixels.mul_(factor).add_(offset).clamp_(normalise.black, normalise.white)
 
 
-def _erase(pixels: Tensor, change: dict[str, Tensor]) -> Tensor:
+def erase(pixels: Tensor, change: dict[str, Tensor]) -> Tensor:
     """In place: the rectangle of each sample becomes the mean colour."""
     inside_x = _within(pixels.shape[-1], change["erase_x"], change["erase_width"])
     inside_y = _within(pixels.shape[-2], change["erase_y"], change["erase_height"])

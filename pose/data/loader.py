@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,9 +15,18 @@ from torch import Tensor
 from pose.config import AugmentParams
 from pose.data import augment as augmentation
 from pose.data import crops
+from pose.data.ahead import batches_ahead
 from pose.data.batch import Batch
+from pose.data.scenes import SceneLoader, SceneSplit
 from pose.data.shards import Split
 from pose.errors import DataError
+
+
+def open_loader(view: Literal["person", "scene"], directory: Path, split: str, threads: int) -> Loader | SceneLoader:
+    """The loader of a prepared split for systems of that view. Raises DataError as Split and SceneSplit do."""
+    if view == "scene":
+        return SceneLoader(SceneSplit.open(directory, split), threads)
+    return Loader(Split.open(directory, split), threads)
 
 
 class Loader:
@@ -47,23 +56,15 @@ class Loader:
         where not labelled. `augment` only draws the numbers; `pose.data.augment.finish` applies them.
         Raises DataError naming shard, row and image where a crop cannot be decoded.
         """
-        firsts = range(start * batch_size, len(order), batch_size)
-        waiting: deque[Future[Batch]] = deque()
-        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="loader")
-        try:
-            for first in firsts:
-                rows = np.asarray(order[first : first + batch_size], dtype=np.int64)
-                waiting.append(pool.submit(self._batch, rows, augment, seed, epoch))
-                if len(waiting) > self.threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
-    def _batch(self, rows: np.ndarray, augment: AugmentParams | None, seed: int, epoch: int) -> Batch:
+        def make(rows: np.ndarray) -> Batch:
+            drawn = None if augment is None else torch.from_numpy(augmentation.draw(augment, seed, epoch, rows))
+            return self._batch(rows, drawn)
+
+        return batches_ahead(make, order, batch_size, self.threads, start)
+
+    def _batch(self, rows: np.ndarray, drawn: Tensor | None) -> Batch:
         split = self.split
-        drawn = None if augment is None else torch.from_numpy(augmentation.draw(augment, seed, epoch, rows))
         return Batch(
             images=self._decode(rows),
             keypoints=torch.from_numpy(self._keypoints[rows]),

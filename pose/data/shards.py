@@ -73,25 +73,25 @@ class Split:
         self.crop = crop
         """What of each image is stored."""
         self._files = files
-        self._jpegs = [_binary_buffers(batch.column("jpeg")) for batch in batches]
+        self._jpegs = [binary_buffers(batch.column("jpeg")) for batch in batches]
         self._starts = np.cumsum([0, *(len(batch) for batch in batches)])
         k = skeleton.size
-        self.keypoints = _stack(batches, "keypoints", np.float32).reshape(-1, k, 2)
+        self.keypoints = stack(batches, "keypoints", np.float32).reshape(-1, k, 2)
         """[N, K, 2] float32, original px; zeros where not labelled."""
-        visibility = _stack(batches, "visibility", np.uint8).reshape(-1, k)
+        visibility = stack(batches, "visibility", np.uint8).reshape(-1, k)
         self.labelled = visibility > 0
         """[N, K] bool: the joint has a position."""
         self.presence = (visibility == 2).astype(np.float32)
         """[N, K] float32: 1 visible, 0 not."""
-        self.to_crop = _stack(batches, "to_crop", np.float32).reshape(-1, 2, 3)
+        self.to_crop = stack(batches, "to_crop", np.float32).reshape(-1, 2, 3)
         """[N, 2, 3] float32, original px to crop px."""
-        self.image_ids = _stack(batches, "image_id", np.int64)
+        self.image_ids = stack(batches, "image_id", np.int64)
         """[N] int64."""
-        self.annotation_ids = _stack(batches, "annotation_id", np.int64)
+        self.annotation_ids = stack(batches, "annotation_id", np.int64)
         """[N] int64."""
-        self.image_sizes = _stack(batches, "image_size", np.float32).reshape(-1, 2)
+        self.image_sizes = stack(batches, "image_size", np.float32).reshape(-1, 2)
         """[N, 2] float32, width and height of the original images."""
-        self.boxes = _stack(batches, "box", np.float32).reshape(-1, 4)
+        self.boxes = stack(batches, "box", np.float32).reshape(-1, 4)
         """[N, 4] float32 xyxy, original px."""
         self.file_names: list[str] = [name for batch in batches for name in batch.column("file_name").to_pylist()]
 
@@ -101,7 +101,7 @@ class Split:
         paths = sorted(directory.glob(f"{split}-*.arrow"))
         if not paths:
             raise DataError(f"{directory} holds no {split}-*.arrow; prepare the dataset first (`pose data prepare`).")
-        read = [(batch, path) for path in paths for batch in _read(path)]
+        read = [(batch, path) for path in paths for batch in read_batches(path)]
         batches, files = [batch for batch, _ in read], [path for _, path in read]
         metadata = batches[0].schema.metadata or {}
         if metadata.get(b"format") != FORMAT.encode():
@@ -252,7 +252,8 @@ def _record_batch(rows: list[Row], schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([column(field) for field in schema], schema=schema)
 
 
-def _read(path: Path) -> Iterator[pa.RecordBatch]:
+def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """The record batches of one mapped Arrow file. Raises DataError where it is not whole."""
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         for number in range(reader.num_record_batches):
@@ -261,13 +262,15 @@ def _read(path: Path) -> Iterator[pa.RecordBatch]:
         raise DataError(f"{path} is not a whole Arrow file ({error}); prepare the dataset again.") from error
 
 
-def _binary_buffers(array: pa.LargeBinaryArray) -> tuple[np.ndarray, np.ndarray]:
+def binary_buffers(array: pa.LargeBinaryArray) -> tuple[np.ndarray, np.ndarray]:
+    """(offsets [N + 1], bytes) of a column of byte strings, without a copy."""
     _, offsets, data = array.buffers()
     positions = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
     return positions, np.frombuffer(data, np.uint8)
 
 
-def _stack(batches: list[pa.RecordBatch], name: str, dtype: type) -> np.ndarray:
+def stack(batches: list[pa.RecordBatch], name: str, dtype: type) -> np.ndarray:
+    """A column of numbers, or the numbers in a column of lists, of all batches in one row."""
     columns = [batch.column(name) for batch in batches]
-    parts = [c.flatten() if pa.types.is_fixed_size_list(c.type) else c for c in columns]
+    parts = [c.flatten() if pa.types.is_nested(c.type) else c for c in columns]
     return np.concatenate([part.to_numpy(zero_copy_only=True) for part in parts]).astype(dtype)

@@ -188,7 +188,7 @@ class TestWarp:
         pixels = ndimage.gaussian_filter(rng.uniform(0, 255, (1, 64, 64, 3)), (0, 2, 2, 0)).astype(np.uint8)
         angle, scale = math.radians(20), 1.1
         augment = change(1, rotate=angle, scale=scale, right=0.05)
-        seen = finish(make_batch(pixels, np.full((1, 14, 2), 32.0), augment), 64, LSP14).images[0]
+        seen = finish(make_batch(pixels, np.full((1, 14, 2), 32.0), augment), (64, 64), LSP14).images[0]
         turn = scale * np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])  # y, x
         middle = np.array([31.5, 31.5])
         back = np.linalg.inv(turn)
@@ -245,7 +245,7 @@ class TestColourAndErase:
     def test_stays_between_black_and_white(self):
         pixels = np.random.default_rng(5).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
         augment = torch.from_numpy(draw(AugmentParams(colour=1.0), 0, 0, np.arange(8)))
-        seen = finish(make_batch(pixels, np.full((8, 14, 2), 8.0), augment), 16, LSP14).images
+        seen = finish(make_batch(pixels, np.full((8, 14, 2), 8.0), augment), (16, 16), LSP14).images
         assert (seen >= Normalise().black).all()
         assert (seen <= Normalise().white).all()
         assert (seen == Normalise().white).any()
