@@ -125,7 +125,7 @@ class DatasetParams(Strict):
 class OptimiserParams(Strict):
     """What moves the weights."""
 
-    kind: Literal["sgd", "adam", "adamw"]
+    kind: Literal["sgd", "adagrad", "adam", "adamw"]
     lr: Positive
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: NonNegative = 0.0

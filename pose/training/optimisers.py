@@ -14,8 +14,8 @@ from pose.config import OptimiserParams, ScheduleParams
 def build(params: OptimiserParams, parameters: Iterable[nn.Parameter], lr_factor: float) -> torch.optim.Optimizer:
     """One optimiser over the given parameters.
 
-    SGD decays every parameter, as the papers of its time do; Adam and AdamW decay weight matrices and kernels only,
-    not biases and normalisation gains.
+    SGD and Adagrad decay every parameter, as the papers of their time do; Adam and AdamW decay weight matrices and
+    kernels only, not biases and normalisation gains.
     """
     parameters = list(parameters)
     lr = params.lr * lr_factor
@@ -23,6 +23,8 @@ def build(params: OptimiserParams, parameters: Iterable[nn.Parameter], lr_factor
         return torch.optim.SGD(
             parameters, lr=lr, momentum=params.momentum, weight_decay=params.weight_decay, fused=True
         )
+    if params.kind == "adagrad":
+        return torch.optim.Adagrad(parameters, lr=lr, weight_decay=params.weight_decay)
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": params.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},

@@ -39,6 +39,22 @@ def test_sgd_with_momentum_and_decay():
     np.testing.assert_allclose(layer.bias.detach().numpy(), bias, rtol=1e-5, atol=1e-7)
 
 
+def test_adagrad_divides_by_the_root_of_all_squares_so_far():
+    layer, weight, bias = weight_and_bias()
+    params = OptimiserParams(kind="adagrad", lr=0.02, weight_decay=0.01)
+    optimiser = optimisers.build(params, layer.parameters(), lr_factor=0.5)
+    squares_w, squares_b = np.zeros_like(weight), np.zeros_like(bias)
+    for gradient in (0.3, -0.2, 0.1):
+        give_gradients(layer, gradient)
+        optimiser.step()
+        whole_w, whole_b = gradient + 0.01 * weight, gradient + 0.01 * bias
+        squares_w, squares_b = squares_w + whole_w**2, squares_b + whole_b**2
+        weight = weight - 0.01 * whole_w / (np.sqrt(squares_w) + 1e-10)
+        bias = bias - 0.01 * whole_b / (np.sqrt(squares_b) + 1e-10)
+    np.testing.assert_allclose(layer.weight.detach().numpy(), weight, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(layer.bias.detach().numpy(), bias, rtol=1e-5, atol=1e-7)
+
+
 def test_adamw_decays_kernels_but_not_biases():
     layer, weight, bias = weight_and_bias()
     params = OptimiserParams(kind="adamw", lr=0.01, weight_decay=0.1)
