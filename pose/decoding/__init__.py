@@ -1,0 +1,1 @@
+"""Pure functions from a network's maps to coordinates and people."""
