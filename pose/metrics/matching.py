@@ -91,9 +91,7 @@ def match(
         found = np.where(found >= 0, order[found], -1)
         nothing = (found < 0) & ((extents < low) | (extents > high))[:, None]
         ignored = np.where(found >= 0, aside[found], nothing)
-        matched[name] = Matches(
-            image, person, scores[person], found, ignored, ~aside, _inverse(found, len(truth), truth.crowd)
-        )
+        matched[name] = Matches(image, person, scores[person], found, ignored, ~aside, _inverse(found, len(truth)))
     return matched
 
 
@@ -176,7 +174,7 @@ def _rank_in_group(group: np.ndarray) -> np.ndarray:
     return np.arange(len(group)) - np.repeat(starts, np.diff(np.append(starts, len(group))))
 
 
-def _inverse(found: np.ndarray, annotations: int, crowd: np.ndarray) -> np.ndarray:
+def _inverse(found: np.ndarray, annotations: int) -> np.ndarray:
     """[G, T] the detection that found each annotation; of a crowd, the last."""
     by = np.full((annotations, found.shape[1]), -1, np.int64)
     detection, threshold = np.nonzero(found >= 0)

@@ -23,7 +23,6 @@ from pose.skeleton import Skeleton
 NAMES = ("ap", "ap50", "ap75", "ap_medium", "ap_large", "ar", "ar50", "ar75", "ar_medium", "ar_large")
 """In the order of COCO's summary."""
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
-RECALLS = np.linspace(0.0, 1.0, 101)
 AREAS: dict[str, tuple[float, float]] = {
     "all": (0.0, 1e10), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10),
 }  # fmt: skip

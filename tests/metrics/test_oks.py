@@ -91,7 +91,8 @@ def test_figures_are_those_of_pycocotools_to_the_last_bit(seed, skeleton):
     truth = random_truth(generator, skeleton)
     people = random_people(generator, truth, skeleton)
     assert np.unique(people.image_ids, return_counts=True)[1].max() > oks.MAX_DETECTIONS
-    assert any(a["iscrowd"] for a in truth["annotations"]) and any(not a["num_keypoints"] for a in truth["annotations"])
+    assert any(a["iscrowd"] for a in truth["annotations"])
+    assert any(not a["num_keypoints"] for a in truth["annotations"])
     stats = reference(people, truth, skeleton).stats
     found = np.array([oks.evaluate(people, truth, skeleton).metrics[name] for name in oks.NAMES])
     assert 0.1 < stats[0] < 0.95
@@ -154,9 +155,9 @@ def test_wrong_input_is_named():
         oks.evaluate(people, truth, replace(COCO17, oks_sigmas=(0.1, 0.1, 0.1)))
     with pytest.raises(DataError, match="has 51 keypoint numbers, skeleton lsp14"):
         oks.evaluate(people, truth, LSP14)
-    with pytest.raises(DataError, match="1 of .* images that the truth does not list, the first in image 999999"):
-        ids = people.image_ids.copy()
-        ids[4] = 999999
+    ids = people.image_ids.copy()
+    ids[4] = 999999
+    with pytest.raises(DataError, match="images that the truth does not list, the first in image 999999"):
         oks.evaluate(replace(people, image_ids=ids), truth, COCO17)
     twice = truth | {"annotations": [*truth["annotations"], truth["annotations"][0]]}
     with pytest.raises(DataError, match="twice"):
