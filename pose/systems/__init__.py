@@ -15,6 +15,8 @@ from pose.systems.alexnet import AlexNet
 from pose.systems.base import System
 from pose.systems.baseline1 import Baseline1
 from pose.systems.baseline2 import Baseline2
+from pose.systems.cpm import Cpm
+from pose.systems.simple_baseline import SimpleBaseline
 from pose.systems.vgg16_regressor import Vgg16Regressor
 from pose.systems.vgg19 import Vgg19
 
@@ -24,6 +26,8 @@ SYSTEMS: dict[str, type[System]] = {
     "alexnet": AlexNet,
     "vgg19": Vgg19,
     "vgg16_regressor": Vgg16Regressor,
+    "cpm": Cpm,
+    "simple_baseline": SimpleBaseline,
 }
 
 

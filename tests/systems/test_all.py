@@ -1,4 +1,4 @@
-"""Every system through the same doors."""
+"""Every regressor through the same doors."""
 
 from dataclasses import replace
 
@@ -12,7 +12,6 @@ from pose.skeleton import COCO17, LSP14
 from pose.systems import SYSTEMS, create, restore
 from pose.systems.base import multiply_accumulates, parameter_count
 
-NAMES = list(SYSTEMS)
 
 PUBLISHED_SIZES = {
     # input px, parameters, GMAC: the table of the specifications, counted there by hand-written layer sums.
@@ -22,6 +21,7 @@ PUBLISHED_SIZES = {
     "vgg19": (224, 173_304_938, 19.66),
     "vgg16_regressor": (224, 27_583_068, 15.36),
 }
+NAMES = list(PUBLISHED_SIZES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -187,8 +187,9 @@ def test_every_card_names_its_source_and_its_figure():
         "vgg19": "84.44",
         "vgg16_regressor": "0.0878",
     }
-    for name, system in SYSTEMS.items():
-        assert figures[name] in system.card.published
+    for name, figure in figures.items():
+        system = SYSTEMS[name]
+        assert figure in system.card.published
         assert system.card.title
         assert "report" in system.card.source
         assert "research use only" in system.card.licence
