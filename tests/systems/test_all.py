@@ -12,7 +12,6 @@ from pose.skeleton import COCO17, LSP14
 from pose.systems import SYSTEMS, create, restore
 from pose.systems.base import multiply_accumulates, parameter_count
 
-
 PUBLISHED_SIZES = {
     # input px, parameters, GMAC: the table of the specifications, counted there by hand-written layer sums.
     "baseline1": (128, 69_284_330, 0.318),
@@ -79,7 +78,10 @@ def test_decoding_the_truth_gives_the_truth_in_original_pixels(tiny, random_batc
     batch = replace(batch, keypoints=batch.keypoints.nan_to_num(3.0), labelled=torch.ones_like(batch.labelled))
     turn = torch.tensor([[2.0, -0.5, 30.0], [0.25, 3.0, -7.0]])
     batch = replace(batch, to_original=turn.repeat(len(batch), 1, 1))
-    outputs = {"coordinates": batch.keypoints / torch.tensor(system.params.input_size), "presence": 40 * batch.presence - 20}
+    outputs = {
+        "coordinates": batch.keypoints / torch.tensor(system.params.input_size),
+        "presence": 40 * batch.presence - 20,
+    }
     assert system.loss(outputs, batch)["coordinates"] == pytest.approx(0, abs=1e-10)
     people = system.decode(outputs, batch)
     for person in range(len(batch)):
