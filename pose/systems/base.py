@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pose.config import PhaseParams, SystemParams
-from pose.data import augment
+from pose.data import augment, scenes
 from pose.data.batch import Batch
 from pose.people import People
 from pose.skeleton import Skeleton
@@ -65,7 +65,7 @@ class System(ABC):
     loss_terms: ClassVar[tuple[str, ...]]
     """Names that `loss` returns, for phases to weigh."""
 
-    def begin_phase(self, phase: PhaseParams, batches: Callable[[], Iterator[Batch]] | None) -> None:  # noqa: B027
+    def begin_phase(self, phase: PhaseParams, batches: Callable[[], Iterator[Any]] | None) -> None:  # noqa: B027
         """Called on every rank before a phase's first step, the network in evaluation mode with its weights so far.
 
         `batches` gives the training split once, in order, unaugmented and not yet prepared, for statistics that the
@@ -73,24 +73,28 @@ class System(ABC):
         resumed within the phase: the buffers are there again. Nothing to do by default.
         """
 
-    def prepare(self, batch: Batch) -> Batch:
-        """The batch as the network sees it, made on the batch's device; see pose.data.augment.finish."""
+    # A batch is a Batch where `view` is "person", a SceneBatch where it is "scene"; a system names its own.
+
+    def prepare(self, batch: Any) -> Any:
+        """The batch as the network sees it, made on the batch's device; see `finish` of pose.data.augment, scenes."""
+        if self.view == "scene":
+            return scenes.finish(batch, self.params.input_size, self.skeleton)
         return augment.finish(batch, self.params.input_size, self.skeleton, self.params.padding)
 
-    def forward(self, network: nn.Module, batch: Batch) -> Any:
+    def forward(self, network: nn.Module, batch: Any) -> Any:
         """The outputs for a prepared batch; `network` is this system's own, perhaps wrapped for several ranks."""
         return network(batch.images)
 
     @abstractmethod
-    def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
         """Scalar loss terms by name; targets are built from the batch on its device."""
 
     @abstractmethod
     def joints(self, outputs: Any) -> Joints:
         """Decoding in pure tensor code, so that an exported graph can hold it."""
 
-    def decode(self, outputs: Any, batch: Batch) -> People:
-        """One person per crop, in pixels of the original image."""
+    def decode(self, outputs: Any, batch: Any) -> People:
+        """One person per crop, or, scene by scene, those that are found; in pixels of the original image."""
         joints = self.joints(outputs)
         return to_people(joints, batch)
 

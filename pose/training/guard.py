@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pose.data.batch import Batch
+from pose.data.batch import Batch, SceneBatch
 from pose.errors import TrainingError
 from pose.training import distributed
 from pose.training.stage import Stage
@@ -13,7 +13,7 @@ NAMED = 8
 """Offenders that a message lists."""
 
 
-def non_finite(stage: Stage, batch: Batch, where: str) -> TrainingError:
+def non_finite(stage: Stage, batch: Batch | SceneBatch, where: str) -> TrainingError:
     """The error for a step that would have poisoned the weights. Every rank calls this with its own rows."""
     found = distributed.gather((_offenders(stage, batch), batch.image_ids.tolist()), stage.world)
     offenders = [image for mine, _ in found for image in mine]
@@ -32,7 +32,7 @@ def non_finite(stage: Stage, batch: Batch, where: str) -> TrainingError:
 
 
 @torch.no_grad()
-def _offenders(stage: Stage, batch: Batch) -> list[int]:
+def _offenders(stage: Stage, batch: Batch | SceneBatch) -> list[int]:
     """Image ids of the rows whose loss alone, without dropout, is not finite."""
     stage.network.eval()
     offenders = []

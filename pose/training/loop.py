@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from pose.data.batch import Batch
+from pose.data.batch import Batch, SceneBatch
 from pose.progress import track
 from pose.training import guard, settings
 from pose.training.distributed import World
@@ -62,7 +62,7 @@ def train_epoch(run: Run, stage: Stage, report: Report) -> dict[str, Any]:
     return run.record(stage, means, validated, time.perf_counter() - trained)
 
 
-def train_steps(run: Run, stage: Stage, batches: Iterable[Batch], report: Report) -> None:
+def train_steps(run: Run, stage: Stage, batches: Iterable[Batch | SceneBatch], report: Report) -> None:
     """One optimiser step per batch, and a checkpoint every so many. TrainingError where a loss is not finite."""
     progress = run.progress
     every = run.spec.params.training.checkpoint.every_steps

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pose.config import PhaseParams, RecipeParams, TrainingParams
-from pose.data.batch import Batch
+from pose.data.batch import Batch, SceneBatch
 from pose.errors import ConfigError
 from pose.systems.base import System
 from pose.training import distributed, optimisers, settings
@@ -37,7 +37,7 @@ class Stage:
         world: World,
         total_steps: int,
         batch_rows: int,
-        warm_up_on: Batch,
+        warm_up_on: Batch | SceneBatch,
     ) -> None:
         self.system, self.recipe, self.phase, self.training, self.world = system, recipe, phase, training, world
         self.total_steps, self.batch_rows = total_steps, batch_rows
@@ -70,7 +70,7 @@ class Stage:
             for module in self.system.groups[name]:
                 module.train()
 
-    def _warm_up(self, batch: Batch) -> None:
+    def _warm_up(self, batch: Batch | SceneBatch) -> None:
         """Two passes whose gradients are thrown away; weights, buffers and generators are as before.
 
         DDP rebuilds its buckets after its first backward pass, which changes the order of summation with three and
@@ -97,7 +97,7 @@ class Stage:
                 f"take that group out of `train` or add its loss"
             )
 
-    def step(self, batch: Batch, number: int) -> None:
+    def step(self, batch: Batch | SceneBatch, number: int) -> None:
         """One optimiser step, the phase's `number`-th from 0, on this rank's rows of the global batch.
 
         Raises NonFiniteError on every rank before anything is updated.
@@ -115,7 +115,7 @@ class Stage:
         if self.ema is not None:
             self.ema.update()
 
-    def _backward(self, batch: Batch) -> None:
+    def _backward(self, batch: Batch | SceneBatch) -> None:
         """Adds to the gradients those of each part's own loss, weighted by its rows.
 
         For a loss that is a mean over rows this is the gradient over the global batch; for one that is a mean over
@@ -141,14 +141,14 @@ class Stage:
         """The phase's loss: its weights times the terms it names; the others are only watched."""
         return sum(weight * terms[name] for name, weight in self.phase.losses.items())
 
-    def prepare(self, batch: Batch) -> Batch:
+    def prepare(self, batch: Batch | SceneBatch) -> Any:
         """On the device, resized, augmented, normalised, in the memory format of the network."""
         batch = self.system.prepare(batch.to(self.world.device))
         if not self.training.channels_last:
             return batch
         return replace(batch, images=batch.images.contiguous(memory_format=torch.channels_last))
 
-    def outputs(self, network: Any, batch: Batch) -> Any:
+    def outputs(self, network: Any, batch: Batch | SceneBatch) -> Any:
         """The network's outputs as float32, computed in the precision of params."""
         if self.training.precision == "fp32":
             return self.system.forward(network, batch)
@@ -187,7 +187,7 @@ class Stage:
             self.ema.load_state_dict(state["ema"])
 
 
-def _parts(batch: Batch, count: int) -> Iterator[Batch]:
+def _parts(batch: Batch | SceneBatch, count: int) -> Iterator[Batch | SceneBatch]:
     """The batch's rows in at most `count` consecutive batches."""
     if count == 1:
         yield batch

@@ -16,13 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pose.config import PhaseParams
-from pose.data.batch import Batch
-from pose.data.loader import Loader
-from pose.data.shards import Split
+from pose.data.loader import open_loader
 from pose.digests import file_sha256
 from pose.errors import TrainingError
 from pose.progress import say
-from pose.systems import create
+from pose.systems import SYSTEMS, create
 from pose.training import checkpoints, distributed, settings
 from pose.training.distributed import World
 from pose.training.follow import headline
@@ -61,9 +59,9 @@ class Run:
         self.spec, self.world = spec, world
         self.recipe = spec.recipe
         self.phases = [phase for phase in spec.recipe.phases if phase.epochs > 0]
-        threads = spec.params.training.loader_threads
-        self.train_loader = Loader(Split.open(spec.data, "train"), threads)
-        self.val_loader = Loader(Split.open(spec.data, "val"), threads)
+        view, threads = SYSTEMS[spec.system].view, spec.params.training.loader_threads
+        self.train_loader = open_loader(view, spec.data, "train", threads)
+        self.val_loader = open_loader(view, spec.data, "val", threads)
         settings.seed_rank(spec.params.seed, World(device=world.device))
         self.system = create(spec.system, spec.system_params, self.train_loader.split.skeleton)
         self.network = self.system.network.to(world.device)
@@ -123,19 +121,19 @@ class Run:
         self._resumed = None
         return stage
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Any]:
         """This rank's batches of the present epoch, from the present step on."""
         p, seed = self.progress, self.spec.params.seed
         order, rows = rank_order(len(self.train_loader.split), self.recipe.batch_size, seed, p.epoch, self.world)
         return self.train_loader.batches(order, rows, self.recipe.augment, seed, p.epoch, start=p.step)
 
-    def _training_rows(self) -> Iterator[Batch]:
+    def _training_rows(self) -> Iterator[Any]:
         """The training split in order, unaugmented, on this rank's device."""
         rows = np.arange(len(self.train_loader.split))
         for batch in self.train_loader.batches(rows, self.recipe.batch_size, None, self.spec.params.seed, 0):
             yield batch.to(self.world.device)
 
-    def _first_batch(self) -> Batch:
+    def _first_batch(self) -> Any:
         seed = self.spec.params.seed
         order, rows = rank_order(len(self.train_loader.split), self.recipe.batch_size, seed, 0, self.world)
         return next(self.train_loader.batches(order[:rows], rows, self.recipe.augment, seed, 0))

@@ -108,7 +108,7 @@ def test_one_step_equals_a_bare_loop(spec, dots):
     for step in range(6):
         rows = order[16 * step : 16 * step + 16]
         (batch,) = loader.batches(rows, 16, s.recipe.augment, s.params.seed, 0)
-        batch = finish(batch, 24, twin.skeleton)
+        batch = finish(batch, (24, 24), twin.skeleton)
         terms = twin.loss(twin.network(batch.images), batch)
         optimiser.param_groups[0]["lr"] = 0.05 * [0.25, 0.5, 0.75, 1.0, 0.75, 0.25][step]
         (0.1 * terms["presence"] + 10.0 * terms["coordinates"]).backward()
