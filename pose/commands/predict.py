@@ -1,76 +1,152 @@
-"""`pose predict`: a model on pictures."""
+"""`pose predict`: a model on pictures, videos and cameras."""
 
 from __future__ import annotations
 
-import os
+import shutil
+import sys
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pose.commands.options import Json, Profile, Set, model_folder
-from pose.commands.output import print_json
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from pose.inference.frames import Source
+    from pose.inference.pipelines import Boxes, Pipeline
+    from pose.people import People
+
+MIN_SCORE = 0.3
+"""Of a person that a detector or a scene model finds: below it most are none."""
 
 
 def predict(
-    pictures: Annotated[list[str], typer.Argument(metavar="PATH...", help="Files, folders or quoted globs.")],
     model: Annotated[
         str,
         typer.Option("--model", "-m", help="models:/NAME@ALIAS, models:/NAME/VERSION, a bundle or a training folder."),
     ],
+    inputs: Annotated[
+        list[str] | None, typer.Argument(metavar="PATH...", help="Pictures, videos, folders or quoted globs.")
+    ] = None,
+    camera: Annotated[int | None, typer.Option(min=0, help="Number of a camera; Ctrl-C ends it.")] = None,
+    detector: Annotated[
+        str | None, typer.Option(help="A person detector, named as --model is: finds the boxes to look into.")
+    ] = None,
+    boxes: Annotated[
+        Path | None, typer.Option(help="Person detections to look into: a COCO results list, by image id or file name.")
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("predictions"),
-    batch: Annotated[int, typer.Option(min=1, help="Pictures that go through the network together.")] = 8,
+    min_score: Annotated[
+        float, typer.Option(min=0, max=1, help="People (boxes) the model or detector scores lower are left out.")
+    ] = MIN_SCORE,
+    frames: Annotated[int | None, typer.Option(min=1, help="Stop after this many pictures and video frames.")] = None,
+    maps: Annotated[bool, typer.Option("--maps", help="Draw the network's heatmaps under the people.")] = False,
+    draw_boxes: Annotated[bool, typer.Option("--draw-boxes", help="Draw each person's box.")] = False,
+    draw_scores: Annotated[bool, typer.Option("--draw-scores", help="Write each person's score.")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures or frames held in memory together.")] = 8,
     profile: Profile = None,
     set_: Set = None,
     json: Json = False,
 ) -> None:
-    """Find the person in each picture: overlay pictures and predictions.json (COCO results) in the --out folder.
+    """Find people in pictures and videos: overlays and predictions.json (COCO results) in the --out folder.
 
-    Left limbs are blue, right ones orange, joints that are probably hidden faint. A picture that cannot be read is
-    named at the end with exit code 3; the others are done all the same. The model `pose-DATASET` is the best system
-    of that dataset, whichever it is. Example: `pose predict --model models:/pose-lspet@champion photos 'more/*.jpg'`
+    A model of whole images with one person finds that one. A model of boxes looks into those of --detector or --boxes,
+    else takes the whole picture as one. A scene model (Keypoint R-CNN, or a person detector by itself) finds everyone.
+
+    Left limbs are blue, right ones orange, what is unsure faint; predictions.json holds every joint whatever its
+    score. Pictures all named by numbers, as COCO's are, have these as image ids; otherwise they are counted from 1.
+    What cannot be read is named at the end with exit code 3; the rest is done all the same.
+
+    Example: `pose predict --model models:/pose-lspet@champion photos 'more/*.jpg' dance.mp4`
     """
-    from pose.errors import DataError
-    from pose.inference import pictures as files
+    from pose.inference.choice import choose
+    from pose.inference.frames import find
+
+    if (camera is None) == (not inputs):
+        raise typer.BadParameter("expected paths of pictures or videos, or --camera, and not both")
+    if detector and boxes:
+        raise typer.BadParameter("--detector and --boxes both say where people are; give one of them")
+    sources = _sources(find(inputs) if inputs else [], camera)
+    folder = model_folder(model, profile, set_)
+    look_for = model_folder(detector, profile, set_) if detector else None
+    pipeline = choose(folder, look_for, _given(boxes, sources) if boxes else None, min_score)
+    under = _maps_under(folder, pipeline) if maps else None
+    drawing = {"under": under, "boxes": draw_boxes or not pipeline.model.has_joints, "scores": draw_scores}
+    results = _run(pipeline, sources, out, batch, frames, drawing)
+    if json:
+        with results.open() as file:
+            shutil.copyfileobj(file, sys.stdout)
+
+
+def _sources(files: list[Path], camera: int | None) -> list[Source]:
+    from pose.inference.frames import PictureFile, is_video
+    from pose.inference.video import Camera, Video
+
+    if camera is not None:
+        return [Camera(camera)]
+    return [Video(file) if is_video(file) else PictureFile(file) for file in files]
+
+
+def _maps_under(folder: Path, pipeline: Pipeline) -> Callable[[Image, People], Image]:
+    from pose.errors import ConfigError
+    from pose.inference.maps import looker, seen
     from pose.inference.predictor import Predictor
+
+    if not isinstance(pipeline.model, Predictor):
+        raise ConfigError(f"--maps: {pipeline.model.name} finds everyone at once and has no maps of whole people")
+    return partial(seen, pipeline.model, looker(folder))
+
+
+def _given(path: Path, sources: list[Source]) -> dict[int, Boxes]:
+    """The boxes of a detection file by image id. Raises DataError for a file that is none, or of other pictures."""
+    import numpy as np
+
+    from pose.data.detections import read
+    from pose.inference.run import numbered
+
+    found = read(path, np.array(numbered(sources)))
+    each = np.unique(found.image_ids).tolist()
+    return {n: (found.boxes[found.image_ids == n], found.person_scores[found.image_ids == n]) for n in each}
+
+
+def _run(
+    pipeline: Pipeline, sources: list[Source], out: Path, batch: int, limit: int | None, drawing: dict[str, Any]
+) -> Path:
+    """Everything that is asked for, written to `out`; returns the results' file. Raises DataError at the very end."""
+    from pose.errors import DataError
+    from pose.inference.results import Overlays, ResultsFile
+    from pose.inference.run import entries, run
     from pose.progress import say, track
 
-    found = files.find(pictures)
-    targets = _targets(found, out)
-    predictor = Predictor.load(model_folder(model, profile, set_))
-    results: list[dict] = []
     failures: list[DataError] = []
-    outcomes = files.predict(predictor, found, batch)
-    for outcome in track(outcomes, "pictures", total=len(found)):
-        if isinstance(outcome, DataError):
-            failures.append(outcome)
-            continue
-        target = targets[outcome.path]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        outcome.overlay.save(target, quality=92)
-        results += outcome.results
-    _write(results, out / "predictions.json")
-    if json:
-        print_json(results)
-    say(f"{predictor.name}: {len(results)} of {len(found)} pictures in {out}, numbers in {out / 'predictions.json'}")
+    done = 0
+    path = out / "predictions.json"
+    with ResultsFile(path) as results, Overlays(sources, out) as overlays:
+        outcomes = islice(run(pipeline, sources, batch, **drawing), limit)
+        try:
+            for outcome in track(outcomes, "frames", total=_total(sources, limit)):
+                if isinstance(outcome, DataError):
+                    failures.append(outcome)
+                    continue
+                overlays.add(outcome.source, outcome.frame, outcome.drawn)
+                results.add(entries(outcome, pipeline.model.has_joints))
+                done += 1
+        except KeyboardInterrupt:
+            say("interrupted; what was done until now is kept")
+    say(f"{pipeline.model.name}: {results.entries} people in {done} pictures, drawn in {out}, numbers in {path}")
     if failures:
         listed = "; ".join(str(failure) for failure in failures)
-        raise DataError(f"{len(failures)} of {len(found)} pictures could not be read, the others are done: {listed}")
+        raise DataError(f"{len(failures)} of {len(sources)} inputs could not be read whole, the rest is done: {listed}")
+    return path
 
 
-def _targets(files: list[Path], out: Path) -> dict[Path, Path]:
-    """Where each overlay goes: below `out` as its picture lies below the folder that all have in common."""
-    from pose.inference.pictures import OVERLAY_SUFFIX
-
-    resolved = {file: file.resolve() for file in files}
-    common = Path(os.path.commonpath([path.parent for path in resolved.values()]))
-    return {file: out / f"{path.relative_to(common)}{OVERLAY_SUFFIX}" for file, path in resolved.items()}
-
-
-def _write(results: list[dict], path: Path) -> None:
-    import json
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".json.part")
-    partial.write_text(json.dumps(results) + "\n")
-    partial.replace(path)
+def _total(sources: list[Source], limit: int | None) -> int | None:
+    """Frames to come, where all sources say how many they have."""
+    counts = [source.count for source in sources]
+    known = None if None in counts else sum(count for count in counts if count)
+    return limit if known is None else min(known, limit or known)

@@ -1,25 +1,32 @@
-"""Predictor: pictures in, people out, with an exported bundle or with the weights of a training folder."""
+"""Predictor: a person-view model, one person per box, as an exported graph or with a training folder's weights."""
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from PIL import Image
 
 from pose.bundle import require_model
 from pose.config import CropParams
+from pose.data import views
+from pose.data.batch import Batch
 from pose.data.crops import crop_affine, extract, invert, transform
 from pose.errors import ConfigError, ExportError
 from pose.people import People
 from pose.skeleton import Skeleton, skeleton_named
 
 Network = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
-"""uint8 RGB [B, 3, S, S] to keypoints [B, K, 2] in pixels of that input, scores [B, K] and presence [B, K]."""
+"""uint8 RGB [B, 3, H, W] to keypoints [B, K, 2] in pixels of that input, scores [B, K] and presence [B, K]."""
+
+CHUNK = 32
+"""Boxes that go through the network together: a picture with 60 people needs no more memory than one with 32."""
 
 
 @dataclass(frozen=True)
@@ -31,90 +38,154 @@ class Predictor:
     skeleton: Skeleton
     crop: CropParams
     input_size: tuple[int, int]
+    """Width and height."""
+    padding: float = 1.25
+    """What of the box's surroundings a person-view network sees; see SystemParams.padding."""
+    has_joints: ClassVar[bool] = True
 
     @staticmethod
     def load(folder: Path) -> Predictor:
         """A bundle (model.json, model.onnx) or a finished training folder (spec.json, model.safetensors).
 
-        Raises ConfigError for a folder that is neither, or for a model that needs a box around each person;
-        ExportError for a bundle that does not load.
+        Raises ConfigError for a folder that is neither, ExportError for a bundle that does not load.
         """
         require_model(folder)
-        predictor = _from_bundle(folder) if (folder / "model.json").is_file() else _from_training(folder)
-        if predictor.crop.view != "image":
-            raise ConfigError(
-                f"{predictor.name} was trained on the view {predictor.crop.view!r} and needs a box around each person, "
-                "which prediction from pictures alone does not have; expected a model of the view 'image'."
-            )
-        return predictor
+        return _from_bundle(folder) if (folder / "model.json").is_file() else _from_training(folder)
 
     def predict(self, images: Sequence[Image.Image], first_id: int = 0) -> People:
-        """One person per RGB picture, in its pixels; image ids count from `first_id`."""
-        sizes = np.array([image.size for image in images], dtype=np.float32).reshape(-1, 2)
-        boxes = np.concatenate([np.zeros_like(sizes), sizes], axis=1)
-        if not images:
-            none = np.zeros((0, self.skeleton.size), np.float32)
-            nowhere = np.zeros((0, self.skeleton.size, 2), np.float32)
-            return People(np.zeros(0, np.int64), sizes, nowhere, none, none, boxes, np.zeros(0, np.float32))
-        # The stored crop first and the network's input from it, as in preparation and evaluation.
-        to_crop = np.stack([crop_affine(self.crop, box, image.size) for image, box in zip(images, boxes, strict=True)])
-        inputs = np.stack([self._input(image, affine) for image, affine in zip(images, to_crop, strict=True)])
-        keypoints, scores, presence = self.network(inputs)
-        in_crop = keypoints.astype(np.float64) * (self.crop.size / np.array(self.input_size))
+        """One person per RGB picture, the whole of it as the box; image ids count from `first_id`."""
+        people = self.in_boxes(images, np.arange(len(images)), whole(images))
+        return replace(people, image_ids=people.image_ids + first_id)
+
+    def in_boxes(self, images: Sequence[Image.Image], which: np.ndarray, boxes: np.ndarray) -> People:
+        """One person per box, in order, in pixels of their picture; image ids are the values of `which`.
+
+        which: [N] int64, the picture each box is in. boxes: [N, 4] xyxy, of positive area. A model of whole images
+        takes whole images alone (ConfigError).
+        """
+        sizes = np.array([images[i].size for i in which], np.float32).reshape(-1, 2)
+        boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+        if self.crop.view == "image" and not np.array_equal(boxes, np.concatenate([0 * sizes, sizes], axis=1)):
+            raise ConfigError(
+                f"{self.name} was trained on whole images, one person in each, and cannot look into boxes; choose a "
+                "model of the view 'person' (`pose systems`, `crop.view` of its dataset), or leave the boxes away."
+            )
+        answers = [self._answer(*inputs) for inputs in self.inputs(images, which, boxes)]
+        k = self.skeleton.size
+        nothing = [(np.zeros((0, k, 2), np.float32), np.zeros((0, k), np.float32), np.zeros((0, k), np.float32))]
+        keypoints, scores, presence = (np.concatenate(part) for part in zip(*(answers or nothing), strict=True))
         return People(
-            image_ids=np.arange(first_id, first_id + len(images), dtype=np.int64),
+            image_ids=np.asarray(which, np.int64),
             image_sizes=sizes,
-            keypoints=transform(invert(to_crop), in_crop).astype(np.float32),
-            scores=scores.astype(np.float32),
-            presence=presence.astype(np.float32),
+            keypoints=keypoints,
+            scores=scores,
+            presence=presence,
             boxes=boxes,
-            person_scores=scores.astype(np.float32).mean(axis=1),
+            person_scores=scores.mean(axis=1),
         )
 
-    def _input(self, image: Image.Image, to_crop: np.ndarray) -> np.ndarray:
-        """[3, S, S] uint8, what the network sees of one picture."""
+    def inputs(
+        self, images: Sequence[Image.Image], which: np.ndarray, boxes: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """What the network sees of each box, some at a time: uint8 [B, 3, H, W], and its affine to the original."""
+        for start in range(0, len(which), CHUNK):
+            part = slice(start, start + CHUNK)
+            yield self._view([images[i] for i in which[part]], np.asarray(boxes[part], np.float32))
+
+    def _view(self, images: Sequence[Image.Image], boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        # The stored crop first and the network's input from it, as in preparation and evaluation.
+        to_crop = np.stack([crop_affine(self.crop, box, image.size) for image, box in zip(images, boxes, strict=True)])
+        stored = np.stack([self._stored(image, affine) for image, affine in zip(images, to_crop, strict=True)])
+        to_original = torch.from_numpy(invert(to_crop).astype(np.float32))
+        count, k = len(images), self.skeleton.size
+        batch = Batch(
+            images=torch.from_numpy(stored),
+            keypoints=torch.zeros(count, k, 2),
+            labelled=torch.zeros(count, k, dtype=torch.bool),
+            presence=torch.zeros(count, k),
+            to_original=to_original,
+            sample=torch.arange(count),
+            image_ids=torch.arange(count),
+            image_sizes=torch.tensor([image.size for image in images], dtype=torch.float32),
+            boxes=torch.from_numpy(boxes),
+            view=self.crop.view,
+            margin=self.crop.margin,
+        )
+        seen = views.plain(batch, self.input_size, self.padding).contiguous().numpy()
+        back = views.inverse(views.view(batch, self.input_size, self.padding))
+        return seen, views.compose(to_original.double(), back).numpy()
+
+    def _stored(self, image: Image.Image, to_crop: np.ndarray) -> np.ndarray:
+        """[3, S, S] uint8."""
         # Through a JPEG like the stored crops: networks learn from it, and figures measured on it hold here.
-        stored = io.BytesIO()
-        extract(image.convert("RGB"), to_crop, self.crop.size).save(stored, "JPEG", quality=self.crop.quality)
-        # Pillow's bilinear filter widens as it shrinks: the antialiased triangle of pose.data.augment.resize.
-        seen = Image.open(stored).resize(self.input_size, Image.Resampling.BILINEAR)
-        return np.asarray(seen).transpose(2, 0, 1)
+        encoded = io.BytesIO()
+        extract(image.convert("RGB"), to_crop, self.crop.size).save(encoded, "JPEG", quality=self.crop.quality)
+        return np.asarray(Image.open(encoded)).transpose(2, 0, 1)
+
+    def _answer(self, seen: np.ndarray, to_original: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        keypoints, scores, presence = self.network(seen)
+        original = transform(to_original, keypoints.astype(np.float64))
+        return original.astype(np.float32), scores.astype(np.float32), presence.astype(np.float32)
 
 
-def _from_bundle(folder: Path) -> Predictor:
+def whole(images: Sequence[Image.Image]) -> np.ndarray:
+    """[N, 4] float32: each picture as one box."""
+    sizes = np.array([image.size for image in images], np.float32).reshape(-1, 2)
+    return np.concatenate([np.zeros_like(sizes), sizes], axis=1)
+
+
+def describe(folder: Path) -> dict:
+    """model.json of a bundle. Raises ExportError where it does not describe a model."""
     path = folder / "model.json"
     try:
         facts = json.loads(path.read_text())
-        skeleton = skeleton_named(facts["skeleton"])
-        crop, input_size, system = CropParams.model_validate(facts["crop"]), tuple(facts["input_size"]), facts["system"]
+        return facts | {
+            "skeleton": skeleton_named(facts["skeleton"]),
+            "crop": CropParams.model_validate(facts["crop"]),
+            "input_size": tuple(int(side) for side in facts["input_size"]),
+            "system": str(facts["system"]),
+        }
     except (KeyError, TypeError, ValueError) as error:
         raise ExportError(
             f"{path} does not describe a model ({type(error).__name__}: {error}); export it again"
         ) from None
-    return Predictor(f"{system} ({folder})", _onnx_network(folder / "model.onnx"), skeleton, crop, input_size)
+
+
+def onnx_session(path: Path) -> Any:
+    """An ONNX graph on the CPU, with as many threads as there are cores."""
+    import onnxruntime
+
+    try:
+        return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime raises its own types, which it does not export
+        raise ExportError(
+            f"{path} does not load in ONNX Runtime: {' '.join(str(error).split())}; export it again"
+        ) from None
+
+
+def _from_bundle(folder: Path) -> Predictor:
+    facts = describe(folder)
+    session = onnx_session(folder / "model.onnx")
+
+    def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        keypoints, scores, presence = session.run(["keypoints", "scores", "presence"], {"images": images})
+        return keypoints, scores, presence
+
+    padding = facts.get("params", {}).get("padding", Predictor.padding)
+    name = f"{facts['system']} ({folder})"
+    return Predictor(name, run, facts["skeleton"], facts["crop"], facts["input_size"], padding)
 
 
 def _from_training(folder: Path) -> Predictor:
     from pose.inference.weights import network_of, trained
 
     model = trained(folder)
-    name, skeleton = f"{model.name} ({folder})", model.system.skeleton
-    return Predictor(name, network_of(model.system), skeleton, model.crop, model.system.params.input_size)
-
-
-def _onnx_network(path: Path) -> Network:
-    """An ONNX graph on the CPU, with as many threads as there are cores."""
-    import onnxruntime
-
-    try:
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime raises its own types, which it does not export
-        raise ExportError(
-            f"{path} does not load in ONNX Runtime: {' '.join(str(error).split())}; export it again"
-        ) from None
-
-    def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        keypoints, scores, presence = session.run(["keypoints", "scores", "presence"], {"images": images})
-        return keypoints, scores, presence
-
-    return run
+    params = model.system.params
+    return Predictor(
+        name=f"{model.name} ({folder})",
+        network=network_of(model.system),
+        skeleton=model.system.skeleton,
+        crop=model.crop,
+        input_size=params.input_size,
+        padding=params.padding,
+    )

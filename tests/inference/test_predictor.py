@@ -37,12 +37,12 @@ def write_centroid_bundle(folder: Path, crop: CropParams = CROP, input_size: int
     moments = np.stack([x.ravel(), y.ravel(), np.ones(input_size**2, np.float32)], axis=1)
     constants = {
         "flat": np.array([0, 3, -1], np.int64), "moments": moments.astype(np.float32), "tiny": np.float32([1e-6]),
-        "dark": np.float32([110]),
+        "dark": np.float32([140]),
         "parts": np.array([2, 1], np.int64), "colours": np.arange(LSP14.size) % 3, "last": np.array([2], np.int64),
     }  # fmt: skip
     nodes = [
         helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT),
-        # What JPEG leaves around an edge is not light.
+        # What JPEG leaves around an edge is not light, nor is the padding beyond the picture.
         helper.make_node("Sub", ["float", "dark"], ["above"]),
         helper.make_node("Relu", ["above"], ["light"]),
         helper.make_node("Reshape", ["light", "flat"], ["pixels"]),
@@ -189,10 +189,38 @@ def test_agrees_with_evaluation(tmp_path: Path, loaded_params) -> None:
     assert np.abs(evaluated.presence - predicted.presence).max() < 1e-4
 
 
-def test_person_view_is_refused(tmp_path: Path) -> None:
-    folder = write_centroid_bundle(tmp_path, CropParams(view="person", size=SIZE))
-    with pytest.raises(ConfigError, match="needs a box around each person"):
-        Predictor.load(folder)
+def test_each_box_is_looked_into(tmp_path: Path) -> None:
+    """Two lights in one picture, one in another; every box sees its own, also where it reaches over the edge."""
+    model = Predictor.load(write_centroid_bundle(tmp_path, CropParams(view="person", size=SIZE, margin=2.0)))
+    two = block((400, 300), (100, 200))
+    two.paste((255, 255, 255), (290, 45, 310, 55))
+    truth = np.array([[300, 50], [100, 200], [20, 30]], np.float32)
+    boxes = np.array([[260, 0, 340, 100], [30, 120, 170, 280], [-20, 0, 60, 70]], np.float32)
+    people = model.in_boxes([two, block((90, 120), (20, 30))], np.array([0, 0, 1]), boxes)
+    assert people.image_ids.tolist() == [0, 0, 1]
+    assert people.image_sizes.tolist() == [[400, 300], [400, 300], [90, 120]]
+    assert np.array_equal(people.boxes, boxes)
+    # px of the network's input: the box times its padding fills it.
+    side = 1.25 * (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
+    apart = np.abs(people.keypoints - truth[:, None]) * INPUT / side[:, None, None]
+    assert apart.max() < 0.15, apart.max(axis=(1, 2))
+    assert people.scores.min() == 1.0
+
+
+def test_many_boxes_answer_as_one_by_one(tmp_path: Path) -> None:
+    model = Predictor.load(write_centroid_bundle(tmp_path, CropParams(view="person", size=SIZE, margin=2.0)))
+    picture = scene(4, (300, 200))
+    corners = np.random.default_rng(1).uniform(0, 150, (70, 2))
+    boxes = np.concatenate([corners, corners + 50], axis=1).astype(np.float32)
+    together = model.in_boxes([picture], np.zeros(70, np.int64), boxes)
+    for n in (0, 31, 32, 69):
+        alone = model.in_boxes([picture], np.zeros(1, np.int64), boxes[n : n + 1])
+        np.testing.assert_allclose(together.keypoints[n], alone.keypoints[0], atol=1e-3)
+
+
+def test_model_of_whole_images_takes_no_boxes(bundle: Path) -> None:
+    with pytest.raises(ConfigError, match="trained on whole images"):
+        Predictor.load(bundle).in_boxes([Image.new("RGB", (40, 40))], np.zeros(1, np.int64), [[0, 0, 20, 40]])
 
 
 def test_folder_without_model_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from pose.cli import app
 from pose.errors import ConfigError, DataError
-from pose.inference.pictures import find, read
+from pose.inference.frames import find, read
 from pose.skeleton import LSP14
 
 INPUT = 32
@@ -78,7 +78,7 @@ def test_bad_pictures_are_named_and_the_others_done(bundle: Path, photos: Path, 
     result = predict(photos, "--model", bundle, "--out", out, "--batch", 2)
     assert result.exit_code == DataError.exit_code
     said = " ".join(result.stderr.split())
-    assert "2 of 6 pictures could not be read" in said
+    assert "2 of 6 inputs could not be read whole" in said
     assert "cut.jpg cannot be read" in said
     assert "text.jpg is not a picture" in said
 

@@ -1,0 +1,60 @@
+"""Which pipeline a model, a detector and given boxes make together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from pose.bundle import require_model
+from pose.errors import ConfigError
+from pose.inference.pipelines import Boxes, DetectedBoxes, EndToEnd, GivenBoxes, Pipeline, SinglePerson, TopDown
+from pose.inference.predictor import Predictor
+from pose.inference.scene_model import SceneModel
+from pose.inference.settling import settling
+from pose.systems import SYSTEMS
+
+
+def choose(
+    model: Path, detector: Path | None = None, boxes: Mapping[int, Boxes] | None = None, min_score: float = 0.0
+) -> Pipeline:
+    """Scene models alone, person-view models with a detector's boxes, given ones, or the whole picture as one.
+
+    min_score: people of a scene model and boxes of a detector that are scored lower are left out; given boxes are all
+    looked into. Raises ConfigError for what does not go together, and what loading raises.
+    """
+    name, scene = _system(model)
+    if scene:
+        if detector is not None or boxes is not None:
+            raise ConfigError(f"{name} ({model}) finds people by itself; leave --detector and --boxes away")
+        return EndToEnd(SceneModel.load(model), min_score)
+    predictor = Predictor.load(model)
+    if detector is None and boxes is None:
+        return SinglePerson(predictor)
+    if predictor.crop.view == "image":
+        raise ConfigError(
+            f"{predictor.name} was trained on whole images with one person in each and cannot look into boxes; leave "
+            "--detector and --boxes away, or choose a model trained on the view 'person' (`crop.view` of its dataset)"
+        )
+    if boxes is not None:
+        return TopDown(predictor, GivenBoxes(boxes), settling(name))
+    assert detector is not None
+    found, scene = _system(detector)
+    if not scene:
+        raise ConfigError(
+            f"{found} ({detector}) finds one person's joints, not where people are; --detector takes a scene model "
+            "such as person_detector or keypoint_rcnn"
+        )
+    return TopDown(predictor, DetectedBoxes(SceneModel.load(detector), min_score), settling(name))
+
+
+def _system(folder: Path) -> tuple[str, bool]:
+    """A model's system by name, and whether it looks at whole scenes. Raises ConfigError for a folder without one."""
+    require_model(folder)
+    described = folder / "model.json"
+    path = described if described.is_file() else folder / "spec.json"
+    try:
+        name = str(json.loads(path.read_text()).get("system", ""))
+    except (OSError, ValueError):
+        return "", False  # whoever loads it says what is wrong
+    return name, name in SYSTEMS and SYSTEMS[name].view == "scene"
