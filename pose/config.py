@@ -149,6 +149,7 @@ class AugmentParams(Strict):
     flip: Fraction = Field(default=0.0, description="probability")
     colour: Fraction = Field(default=0.0, description="strength of brightness, contrast and channel gain")
     erase: Fraction = Field(default=0.0, description="probability of one erased rectangle")
+    half_body: Fraction = Field(default=0.0, description="probability of a view of half the person, not of an image")
 
 
 class PhaseParams(Strict):

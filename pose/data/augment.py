@@ -1,4 +1,4 @@
-"""What a training sample goes through on the device: resize, one warp, colour, an erased rectangle, normalisation.
+"""What a training sample goes through on the device: view, one warp, colour, an erased rectangle, normalisation.
 
 The random numbers are drawn on the host from (seed, epoch, row) alone, so that a sample meets the same change
 whatever worker, batch or restart brings it; the pixels are then changed a batch at a time where the network is.
@@ -22,10 +22,11 @@ from pose.skeleton import Skeleton
 COLUMNS = (
     "scale", "rotate", "right", "down", "flip",
     "contrast", "red", "green", "blue",
-    "erase_x", "erase_y", "erase_width", "erase_height",
+    "erase_x", "erase_y", "erase_width", "erase_height", "half_body",
 )  # fmt: skip
 """Of `draw`: factor, radians (clockwise as seen), two shares of the input side, 0 or 1; contrast factor, gain of each
-channel; centre and size of the erased rectangle as shares of the input side, size 0 where nothing is erased."""
+channel; centre and size of the erased rectangle as shares of the input side, size 0 where nothing is erased; 0 for the
+whole body, 1 for its upper and 2 for its lower half."""
 
 ERASED_AREA = (0.02, 0.15)
 """Smallest and largest erased rectangle as a share of the input's area."""
@@ -33,6 +34,15 @@ ERASED_ASPECT = 2.0
 """Its sides differ by this factor at the most."""
 CHANNEL_SHARE = 1 / 3
 """How far a channel's gain may leave the common one, as a share of the colour strength."""
+
+UPPER_SHARE = 0.69
+"""Of half bodies: the released code of HRNet takes the upper half where a normal number is below 0.5."""
+HALF_PADDING = 1.5
+"""The box of a half body's joints times this is looked at (HRNet's released code)."""
+LEAST_JOINTS = 3
+"""Labelled joints that a half must have."""
+LOWER = ("hip", "knee", "ankle")
+"""Last words of the lower half's joint names; all others are the upper half's."""
 
 
 def draw(params: AugmentParams, seed: int, epoch: int, rows: np.ndarray) -> np.ndarray:
@@ -59,11 +69,12 @@ def draw(params: AugmentParams, seed: int, epoch: int, rows: np.ndarray) -> np.n
         u[:, 12],
         side * np.sqrt(aspect),
         side / np.sqrt(aspect),
+        (u[:, 15] < params.half_body) * np.where(u[:, 16] < UPPER_SHARE, 1, 2),
     ]
     return np.stack(columns, axis=1).astype(np.float32)
 
 
-_NUMBERS = 15
+_NUMBERS = 17
 """Uniform numbers per sample; a fixed count, so that switching one change off leaves the others as they are."""
 
 
@@ -78,13 +89,15 @@ def finish(batch: Batch, size: tuple[int, int], skeleton: Skeleton, padding: flo
     """The batch as the network sees it: float32 normalised [B, 3, H, W], on the batch's own device.
 
     size: width and height of the input. Without `batch.augment` this is the plain view (pose.data.views). With it,
-    the view is warped about its centre (scale, rotation, shift, then the mirror), new ground gets the mean colour,
-    and a joint that leaves the view is neither labelled nor present, as in the datasets. An erased joint keeps its
-    labels. Keypoints and `to_original` follow the pixels; `augment` is None afterwards.
+    the view of a person may become that of half the body; it is warped about its centre (scale, rotation, shift, then
+    the mirror), new ground gets the mean colour, and a joint that leaves the view is neither labelled nor present, as
+    in the datasets. An erased joint keeps its labels. Keypoints and `to_original` follow the pixels, `boxes` stay;
+    `augment` is None afterwards.
     """
     normalise = normaliser(batch.images.device)
     change = None if batch.augment is None else named(batch.augment)
-    warp = views.view(batch, size, padding)
+    seen = batch if change is None else _half_bodies(batch, change["half_body"], skeleton, padding)
+    warp = views.view(seen, size, padding)
     labelled, presence, keypoints = batch.labelled, batch.presence, batch.keypoints
     if change is None:
         # Planes in a row: the sums and products per channel are a fifth quicker than with channels last.
@@ -121,6 +134,30 @@ def finish(batch: Batch, size: tuple[int, int], skeleton: Skeleton, padding: flo
 def normaliser(device: torch.device) -> Normalise:
     """The one of that device."""
     return Normalise().to(device)
+
+
+def _half_bodies(batch: Batch, chosen: Tensor, skeleton: Skeleton, padding: float) -> Batch:
+    """The batch with the boxes of half bodies, such that `padding` times the box is HALF_PADDING times its joints'.
+
+    Where a person has more than half of all joints labelled. Without LEAST_JOINTS in the chosen half it is the other,
+    without them in both it is the whole body. Whole images (view "image") stay as they are.
+    """
+    if batch.view == "image":
+        return batch
+    lower = torch.tensor([name.endswith(LOWER) for name in skeleton.joints], device=chosen.device)
+    upper_half, lower_half = batch.labelled & ~lower, batch.labelled & lower
+    enough = [half.sum(dim=1) >= LEAST_JOINTS for half in (upper_half, lower_half)]
+    take_upper = torch.where(chosen == 1, enough[0], ~enough[1])
+    half = torch.where(take_upper[:, None], upper_half, lower_half)
+    applies = (chosen > 0) & (enough[0] | enough[1]) & (batch.labelled.sum(dim=1) > skeleton.size // 2)
+    points = views.apply(batch.to_original.double(), batch.keypoints)
+    low = torch.where(half[:, :, None], points, torch.inf).amin(dim=1)
+    high = torch.where(half[:, :, None], points, -torch.inf).amax(dim=1)
+    centre = (points * half[:, :, None]).sum(dim=1) / half.sum(dim=1, keepdim=True).clamp(min=1)
+    # At least a pixel, where all joints lie on one line.
+    reach = (high - low).clamp(min=1) * (HALF_PADDING / padding / 2)
+    boxes = torch.cat([centre - reach, centre + reach], dim=1)
+    return replace(batch, boxes=torch.where(applies[:, None], boxes, batch.boxes))
 
 
 def named(augment: Tensor) -> dict[str, Tensor]:
