@@ -51,9 +51,12 @@ def _data(data: DatasetInfo, licence: str) -> str:
 
 
 def _licence(bundle: Path, dataset: str) -> str:
-    """What params.yaml says of the archive; drawn data has none."""
-    archive = yaml.safe_load((bundle / "params.yaml").read_text())["data"][dataset]["archive"]
-    return archive["licence"] if archive else "none needed, the pictures are drawn by this program"
+    """What params.yaml says of the archives, or of those whose people a collage shows; drawn data has none."""
+    datasets = yaml.safe_load((bundle / "params.yaml").read_text())["data"]
+    block = datasets[dataset]
+    block = datasets[block["collage"]["of"]] if block.get("collage") else block
+    licences = list(dict.fromkeys(archive["licence"] for archive in block.get("archives") or []))
+    return "; ".join(licences) or "none needed, the pictures are drawn by this program"
 
 
 def _results(evaluation: Evaluation) -> str:

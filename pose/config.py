@@ -37,7 +37,7 @@ class Strict(BaseModel):
 
 
 class ArchiveSource(Strict):
-    """One place an archive can come from. `mirror` is POSE_MIRROR/<path>."""
+    """One place an archive can come from. `mirror` is POSE_MIRROR/<file>, `mirror/a` is POSE_MIRROR/a/<file>."""
 
     url: str
     sha256: str | None = None
@@ -63,6 +63,18 @@ class SyntheticParams(Strict):
     seed: Seed
 
 
+class CollageParams(Strict):
+    """A dataset tiled by pose.data.collage from the people of another, which is prepared before it."""
+
+    of: str = Field(description="the other dataset")
+    images: Count
+    width: Count
+    height: Count
+    people: tuple[Count, Count] = Field(description="fewest and most tiles per image, one person each")
+    overlap: Fraction = Field(description="share of its side by which a tile may reach over its neighbours")
+    seed: Seed
+
+
 class CropParams(Strict):
     """What of an image the person view stores, as a JPEG of size x size pixels."""
 
@@ -74,8 +86,15 @@ class CropParams(Strict):
     quality: Annotated[int, Field(ge=1, le=100)] = 92
 
 
+class SceneParams(Strict):
+    """How the scene view stores whole images: the longer side is `size` px."""
+
+    size: Count
+    quality: Annotated[int, Field(ge=1, le=100)] = 92
+
+
 class SplitParams(Strict):
-    """Shares of the images in each split; they sum to one."""
+    """Shares of the images in each split; they sum to one. Images whose split the dataset itself says do not count."""
 
     train: Fraction
     val: Fraction
@@ -103,18 +122,20 @@ class CheckParams(Strict):
 class DatasetParams(Strict):
     """One dataset, from its archive to its shards. Changes here are DVC's business, not a profile's."""
 
-    kind: Literal["lspet", "lsp", "synthetic"]
-    archive: ArchiveParams | None = None
+    kind: Literal["lspet", "lsp", "coco", "collage", "synthetic"]
+    archives: list[ArchiveParams] = Field(default=[], description="unpacked together into one folder")
     synthetic: SyntheticParams | None = None
+    collage: CollageParams | None = None
     crop: CropParams
+    scene: SceneParams | None = Field(default=None, description="null: no shards for systems of the scene view")
     split: SplitParams
     check: CheckParams
     shard_rows: Count
 
     @model_validator(mode="after")
     def _source_present(self) -> DatasetParams:
-        wanted = "synthetic" if self.kind == "synthetic" else "archive"
-        if getattr(self, wanted) is None:
+        wanted = self.kind if self.kind in ("synthetic", "collage") else "archives"
+        if not getattr(self, wanted):
             raise ValueError(f"kind {self.kind} needs a block {wanted!r}")
         return self
 

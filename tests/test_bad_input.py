@@ -106,7 +106,7 @@ class Checkout:
         self.mirror.mkdir()
         self.params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
         block = self.params["data"]["lspet"]
-        block["archive"] |= {"file": "set.zip", "sources": [{"url": "mirror"}]}
+        block["archives"][0] |= {"file": "set.zip", "sources": [{"url": "mirror"}]}
         block["crop"]["size"] = 24
         block["check"] = block["check"] | {"duplicate_correlation": 1.0}
         block["split"] = {"train": 0.5, "val": 0.25, "test": 0.25}
@@ -141,7 +141,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkout:
 def test_wrong_archive_hash(checkout: Checkout) -> None:
     checkout.offer(members())
     found = hashlib.sha256((checkout.mirror / "set.zip").read_bytes()).hexdigest()
-    checkout.block["archive"]["sources"] = [{"url": "mirror", "sha256": "0" * 64}]
+    checkout.block["archives"][0]["sources"] = [{"url": "mirror", "sha256": "0" * 64}]
     checkout.save()
     said = fails(DataError, "data", "fetch", "lspet")
     assert all(word in said for word in ("set.zip", found, "0" * 64))
@@ -186,7 +186,7 @@ def cutting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bytes], tuple
 def test_interrupted_download(checkout: Checkout, cutting: Callable[[bytes], tuple[str, list]]) -> None:
     content = packed(members())
     url, limits = cutting(content)
-    checkout.block["archive"]["sources"] = [{"url": url, "sha256": hashlib.sha256(content).hexdigest()}]
+    checkout.block["archives"][0]["sources"] = [{"url": url, "sha256": hashlib.sha256(content).hexdigest()}]
     checkout.save()
     said = fails(DataError, "data", "fetch", "lspet")
     assert url in said

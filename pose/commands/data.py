@@ -25,14 +25,23 @@ app = typer.Typer(no_args_is_help=True, help="Fetch, check, prepare and look at 
 
 @app.command()
 def fetch(dataset: Dataset) -> None:
-    """Download a dataset's archive into data/raw/DATASET, or draw it where it is synthetic.
+    """Download a dataset's archives into data/raw/DATASET, or make them where it is synthetic or a collage.
 
     The folder or address in POSE_MIRROR is tried first; a partial download is resumed, size and hash are checked.
     Example: `POSE_MIRROR=file:///archives pose data fetch lspet`
     """
+    _fetch(dataset)
+
+
+def _fetch(dataset: str) -> None:
     from pose.data import sources
 
-    sources.fetch_dataset(dataset, dataset_params(dataset), raw_folder(dataset))
+    params = dataset_params(dataset)
+    base = None
+    if params.collage is not None:
+        other = params.collage.of
+        base = sources.Base(dataset_params(other), raw_folder(other), prepared_folder(other))
+    sources.fetch_dataset(dataset, params, raw_folder(dataset), base, unpacked_folder())
 
 
 @app.command()
@@ -62,7 +71,7 @@ def check(
     from pose.data import sources
 
     params = dataset_params(dataset)
-    sources.fetch_dataset(dataset, params, raw_folder(dataset))
+    _fetch(dataset)
     source = sources.open_source(dataset, params, raw_folder(dataset), unpacked_folder())
     audit = auditing.audit(source, params.check)
     if json:

@@ -23,7 +23,7 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import BinaryIO
 
-from pose.config import ArchiveParams
+from pose.config import ArchiveParams, ArchiveSource
 from pose.data.unpacking import is_archive, unpack
 from pose.digests import file_sha256
 from pose.errors import ConfigError, DataError
@@ -87,16 +87,18 @@ def fetch(params: ArchiveParams, directory: Path) -> Path:
 
 
 def _sources(params: ArchiveParams) -> list[_Source]:
-    """What to try, in order: the mirror with its entry's hash, then every other entry."""
+    """What to try, in order: the mirror with its entry's folder and hash, then every other entry."""
     mirror = os.environ.get("POSE_MIRROR", "").rstrip("/")
-    entry = next((source for source in params.sources if source.url == "mirror"), None)
+    elsewhere = [source for source in params.sources if source.url.split("/")[0] != "mirror"]
+    mirrored = [source for source in params.sources if source not in elsewhere] or [ArchiveSource(url="mirror")]
     found = []
     if mirror:
         if urllib.parse.urlsplit(mirror).scheme not in ("file", "http", "https"):
             raise ConfigError(f"POSE_MIRROR is {mirror!r}, expected a URL: file:///folder, http://... or https://...")
-        url = f"{mirror}/{urllib.parse.quote(params.file)}"
-        found.append(_Source(url, entry.sha256 if entry else None, entry.bytes if entry else None))
-    found += [_Source(source.url, source.sha256, source.bytes) for source in params.sources if source.url != "mirror"]
+        file = urllib.parse.quote(params.file)
+        for source in mirrored:
+            found.append(_Source(f"{mirror}{source.url.removeprefix('mirror')}/{file}", source.sha256, source.bytes))
+    found += [_Source(source.url, source.sha256, source.bytes) for source in elsewhere]
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from pose.config import CheckParams
 from pose.data import duplicates
 from pose.data.check_images import Scan, scan_images
 from pose.data.check_people import Annotated, check_people
+from pose.data.check_regions import Region, area_of, check_outlines, find_regions, is_region
 from pose.data.findings import KINDS, Finding
 from pose.data.sources import Source
 from pose.errors import DataError
@@ -34,6 +35,8 @@ class Person:
     """[K, 3] float64 x, y, v: clipped to the image, dropped joints and positions of unlabelled ones are zero."""
     box: np.ndarray
     """[4] float64 xyxy, inside the image."""
+    area: float
+    """Square px of the visible outline where the dataset says it, else the box's."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,12 @@ class Audit:
     findings: tuple[Finding, ...]
     people: tuple[Person, ...]
     """Those who are kept, by image id and annotation id."""
+    regions: tuple[Region, ...]
+    """Crowds, people without keypoints and people left out: where nothing is known; by image id and annotation id."""
+    outlines: dict[int, dict]
+    """Run-length codes, by annotation id, of whoever has an outline."""
     left_out: tuple[int, ...]
-    """Annotation ids of people who are not."""
+    """Annotation ids of people who are not kept, and of crowds and the like of which nothing is left."""
     images: tuple[dict, ...]
     """COCO records of the usable images, by id; an image without people is among them."""
     images_total: int
@@ -72,6 +79,8 @@ class Audit:
             f"{len(self.people)} of {total} people in {len(self.images)} of {self.images_total} images are usable, "
             f"{len(self.groups)} groups of near-duplicates"
         )
+        if self.regions:
+            title += f"; {len(self.regions)} regions (crowds, people without keypoints, people left out) are ignored"
         table = Table("severity", "kind", "count", "meaning", "first", title=title, title_justify="left")
         first = {finding.kind: finding for finding in reversed(self.findings)}
         for kind, count in self.counts().items():
@@ -84,6 +93,7 @@ class Audit:
         return {
             "images": {"total": self.images_total, "usable": len(self.images)},
             "people": {"total": len(self.people) + len(self.left_out), "usable": len(self.people)},
+            "regions": {"total": len(self.regions), "people": sum(region.person for region in self.regions)},
             "counts": self.counts(),
             "left_out": list(self.left_out),
             "near_duplicates": [list(group) for group in self.groups],
@@ -107,18 +117,26 @@ def audit(source: Source, params: CheckParams) -> Audit:
     scans = scan_images(source.root, images, params.max_pixels)
     usable = [image for image, scan in zip(images, scans, strict=True) if scan.thumbnail is not None]
     groups, twins = _near_duplicates(images, scans, params.duplicate_correlation)
-    annotated = _as_arrays(annotations, usable, source.skeleton.size)
+    meant = [annotation for annotation in annotations if not is_region(annotation)]
+    annotated = _as_arrays(meant, usable, source.skeleton.size)
     check_people(annotated, source.skeleton, params)
-
-    people = _kept_people(annotated)
+    by_id = {image["id"]: image for image in usable}
+    outlines, unclear = check_outlines(annotations, by_id)
+    people = _kept_people(annotated, {annotation["id"]: annotation for annotation in meant})
     kept = {person.annotation_id for person in people}
-    left_out = tuple(sorted({annotation["id"] for annotation in annotations} - kept))
-    findings += more + [f for scan in scans for f in scan.findings] + annotated.findings + twins
+    regions, empty = find_regions(annotations, by_id, outlines, kept)
+
+    ignored = {region.annotation_id for region in regions}
+    spared = {annotation["id"] for annotation in annotations if is_region(annotation)} & ignored
+    left_out = tuple(sorted({annotation["id"] for annotation in annotations} - kept - spared))
+    findings += more + [f for scan in scans for f in scan.findings] + annotated.findings + unclear + empty + twins
     findings += _too_much_left_out(len(images) - len(usable), len(images), "images", params.max_bad_share)
     findings += _too_much_left_out(len(left_out), len(annotations), "people", params.max_bad_share)
     return Audit(
         findings=tuple(_in_order(findings)),
         people=people,
+        regions=tuple(sorted(regions, key=lambda region: (region.image_id, region.annotation_id))),
+        outlines=outlines,
         left_out=left_out,
         images=tuple(sorted(usable, key=lambda image: image["id"])),
         images_total=len(images),
@@ -207,12 +225,14 @@ def _as_arrays(annotations: Iterable[dict], usable: Iterable[dict], joints: int)
     )
 
 
-def _kept_people(annotated: Annotated) -> tuple[Person, ...]:
+def _kept_people(annotated: Annotated, records: Mapping[int, dict]) -> tuple[Person, ...]:
     triples = np.concatenate([annotated.points, annotated.visibility[..., None]], axis=2)
-    return tuple(
-        Person(int(annotated.ids[row]), int(annotated.image_ids[row]), triples[row], annotated.boxes[row])
-        for row in np.flatnonzero(annotated.kept)
-    )
+    people = []
+    for row in np.flatnonzero(annotated.kept):
+        number, box = int(annotated.ids[row]), annotated.boxes[row]
+        area = area_of(records[number]) or float((box[2:] - box[:2]).prod())
+        people.append(Person(number, int(annotated.image_ids[row]), triples[row], box, area))
+    return tuple(people)
 
 
 def _near_duplicates(

@@ -1,6 +1,7 @@
 """Preparation: audit, split, crop. The same archive and parameters always give the same bytes.
 
-The folder holds train|val|test.json (COCO keypoints), the shards, audit.json, audit.png, dataset.json and SHA256SUMS.
+The folder holds train|val|test.json (COCO keypoints), the shards of people and of scenes, audit.json, audit.png,
+dataset.json and SHA256SUMS.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import io
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
@@ -17,12 +18,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pose.config import CropParams, DatasetParams, SplitParams
+from pose.config import CropParams, DatasetParams, SceneParams, SplitParams
 from pose.data import crops
 from pose.data.check import Audit, Person, audit
 from pose.data.check_images import cores
+from pose.data.scene_rows import scene_rows
+from pose.data.scenes import write_scenes
 from pose.data.shards import SPLITS, DatasetInfo, Row, Split, seal, write_shards
 from pose.data.sources import Source, open_source
+from pose.data.truth import write_truth
 from pose.errors import DataError
 from pose.progress import say, track
 from pose.skeleton import Skeleton
@@ -40,7 +44,7 @@ def prepare(name: str, params: DatasetParams, raw: Path, cache: Path, out: Path)
     source = open_source(name, params, raw, cache)
     audited = audit(source, params.check)
     _stop_on_errors(audited, source, cache / f"{name}-audit")
-    sides = split_images(audited, params.split)
+    sides = split_images(audited, params.split, source.sides)
     out.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=out.parent))
     try:
@@ -53,19 +57,25 @@ def prepare(name: str, params: DatasetParams, raw: Path, cache: Path, out: Path)
         shutil.rmtree(building, ignore_errors=True)
 
 
-def split_images(audited: Audit, shares: SplitParams) -> dict[int, str]:
+def split_images(audited: Audit, shares: SplitParams, given: Mapping[int, str] | None = None) -> dict[int, str]:
     """The split of each usable image by its id, decided by the hash of its bytes alone.
 
-    Adding images moves none of the others, but for near-duplicates, which follow the one with the lowest id.
+    Adding images moves none of the others, but for near-duplicates, which follow the one with the lowest id. Images
+    that `given` names are in the split it says; near-duplicates of theirs that it does not name are in none.
     """
+    given = given or {}
     leader = {member: group[0] for group in audited.groups for member in group}
+    taken = {leader[number] for number in given if number in leader}
     sides = {}
     for image in audited.images:
-        digest = audited.sha256[leader.get(image["id"], image["id"])]
-        position = int(digest[:16], 16) / 2**64
-        sides[image["id"]] = (
-            "train" if position < shares.train else "val" if position < shares.train + shares.val else "test"
-        )
+        number = image["id"]
+        if number in given:
+            sides[number] = given[number]
+        elif leader.get(number) not in taken or number not in leader:
+            position = int(audited.sha256[leader.get(number, number)][:16], 16) / 2**64
+            sides[number] = (
+                "train" if position < shares.train else "val" if position < shares.train + shares.val else "test"
+            )
     return sides
 
 
@@ -87,45 +97,42 @@ def _write(
     name: str, params: DatasetParams, source: Source, audited: Audit, sides: dict[int, str], folder: Path
 ) -> None:
     _write_audit(audited, source, folder)
-    images = {image["id"]: image for image in audited.images}
+    by_id = {image["id"]: image for image in audited.images}
     counts = {}
     for split in SPLITS:
-        people = [person for person in audited.people if sides[person.image_id] == split]
+        images = [image for image in audited.images if sides.get(image["id"]) == split]
+        people = [person for person in audited.people if sides.get(person.image_id) == split]
         if not people:
             raise DataError(
-                f"The {split} split of {name} is empty: {len(images)} usable images with {len(audited.people)} people "
+                f"The {split} split of {name} is empty: {len(by_id)} usable images with {len(audited.people)} people "
                 f"are too few for its share of {getattr(params.split, split):g}. Use more images or another share."
             )
-        _write_coco(source, [image for image in audited.images if sides[image["id"]] == split], people, folder, split)
-        rows = _rows(source.root, images, people, params.crop, f"cutting {split}")
+        write_truth(source, audited, images, folder / f"{split}.json")
+        rows = _rows(source.root, by_id, people, params.crop, f"cutting {split}")
         counts[split] = write_shards(rows, folder, split, params.shard_rows, source.skeleton, params.crop)
+        if params.scene is not None:
+            _write_scenes(params.scene, source, audited, images, split, params.shard_rows, folder)
     info = _info(name, params.crop, source.skeleton, audited, Split.open(folder, "train"), sides, counts)
     info.save(folder)
     seal(folder)
     said = ", ".join(f"{counts[split]} {split}" for split in SPLITS)
+    apart = len(by_id) - len(sides)
+    leaks = f", {apart} images left out as near-duplicates of another split's" if apart else ""
     say(
-        f"{name}: {said}, {len(audited.left_out)} people left out, {sum(info.findings.values())} findings in audit.json"
+        f"{name}: {said}, {len(audited.left_out)} people left out{leaks}, "
+        f"{sum(info.findings.values())} findings in audit.json"
     )
 
 
-def _write_coco(source: Source, images: list[dict], people: list[Person], folder: Path, split: str) -> None:
-    """The split's people as the audit leaves them."""
-    original = {annotation["id"]: annotation for annotation in source.coco["annotations"]}
-    annotations = []
-    for person in people:
-        x0, y0, x1, y1 = np.round(person.box, 3).tolist()
-        joints = np.round(person.keypoints, 3).tolist()
-        annotations.append(
-            original[person.annotation_id]
-            | {
-                "keypoints": [value for x, y, v in joints for value in (x, y, int(v))],
-                "num_keypoints": sum(v > 0 for _, _, v in joints),
-                "bbox": [x0, y0, round(x1 - x0, 3), round(y1 - y0, 3)],
-            }
-        )
-    value = {key: source.coco[key] for key in ("info", "categories") if key in source.coco}
-    value |= {"images": images, "annotations": annotations}
-    (folder / f"{split}.json").write_text(json.dumps(value, separators=(",", ":"), allow_nan=False) + "\n")
+def _write_scenes(
+    params: SceneParams, source: Source, audited: Audit, images: list[dict], split: str, shard_rows: int, folder: Path
+) -> None:
+    """Images without anybody are measured on, but teach little for what they cost: the train split goes without."""
+    if split == "train":
+        inhabited = {entry.image_id for entry in (*audited.people, *audited.regions)}
+        images = [image for image in images if image["id"] in inhabited]
+    rows = scene_rows(source.root, audited, images, source.skeleton, params, f"storing {split} scenes")
+    write_scenes(rows, folder, split, shard_rows, source.skeleton, params.size)
 
 
 def _rows(root: Path, images: dict[int, dict], people: list[Person], crop: CropParams, what: str) -> Iterator[Row]:

@@ -82,7 +82,7 @@ def draw(params: SyntheticParams, index: int) -> tuple[Image.Image, list[dict]]:
     annotations = []
     for number, person in enumerate(people):
         found = _annotate(canvas.owner, person, number * PARTS_PER_PERSON + 1, skeleton)
-        if found["num_keypoints"]:
+        if found["num_keypoints"] or found["area"]:
             identity = index * params.people[1] + number + 1
             annotations.append({"id": identity, "image_id": index + 1, "category_id": 1, **found, "iscrowd": 0})
     return expose(rng, canvas.image, grain), annotations
@@ -198,7 +198,7 @@ def write_archive(params: SyntheticParams, path: Path) -> None:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
             for index, (jpeg, people) in enumerate(track(_drawn(params), f"draw {path.name}", params.images)):
                 name = f"images/{index + 1:06d}.jpg"
-                archive.writestr(_entry(name), jpeg)
+                archive.writestr(entry(name), jpeg)
                 size = {"width": params.width, "height": params.height}
                 images.append({"id": index + 1, "file_name": name, **size})
                 annotations += people
@@ -208,7 +208,7 @@ def write_archive(params: SyntheticParams, path: Path) -> None:
                 "images": images,
                 "annotations": annotations,
             }
-            archive.writestr(_entry(ANNOTATIONS), json.dumps(coco, separators=(",", ":")))
+            archive.writestr(entry(ANNOTATIONS), json.dumps(coco, separators=(",", ":")))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -232,7 +232,8 @@ def _encoded(params: SyntheticParams, index: int) -> tuple[bytes, list[dict]]:
     return file.getvalue(), annotations
 
 
-def _entry(name: str) -> zipfile.ZipInfo:
+def entry(name: str) -> zipfile.ZipInfo:
+    """A zip member of that name without a date."""
     entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
     entry.external_attr = 0o644 << 16
     return entry

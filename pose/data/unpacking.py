@@ -10,7 +10,7 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -42,14 +42,14 @@ def is_archive(path: Path) -> bool:
 
 
 def unpack(
-    archive: Path,
+    archives: Path | Sequence[Path],
     directory: Path,
     *,
     max_members: int = MAX_MEMBERS,
     max_bytes: int = MAX_BYTES,
     max_ratio: float = MAX_RATIO,
 ) -> Path:
-    """The content of a zip or tar at `directory`, whole or not at all; a directory that exists is taken as done.
+    """The content of zips and tars at `directory`, whole or not at all; a directory that exists is taken as done.
 
     Raises DataError for paths that leave the directory, links, devices, encrypted or repeated members, bombs,
     damaged archives and full disks.
@@ -59,22 +59,28 @@ def unpack(
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
+        for archive in [archives] if isinstance(archives, Path) else archives:
+            _unpack_into(temporary, archive, directory, (max_members, max_bytes, max_ratio))
+        _publish(temporary, directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return directory
+
+
+def _unpack_into(folder: Path, archive: Path, directory: Path, limits: tuple[int, int, float]) -> None:
+    try:
         with _open(archive) as opened:
-            members = _judge(archive, _members(opened), max_members, max_bytes, max_ratio)
+            members = _judge(archive, _members(opened), *limits)
             _require_space(archive, directory, sum(member.size for member in members))
             for member in track(members, f"unpack {archive.name}"):
-                _extract(opened, member, temporary)
+                _extract(opened, member, folder)
             _read_to_the_end(opened)
-        _publish(temporary, directory)
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError) as error:
         raise DataError(f"{archive} is damaged ({error}). Remove it and fetch it again.") from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise DataError(f"{archive} cannot be unpacked into {directory}: {error}") from error
         raise DataError(f"the disk filled up while unpacking {archive} into {directory}: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return directory
 
 
 def _read_to_the_end(opened: zipfile.ZipFile | tarfile.TarFile) -> None:

@@ -31,7 +31,7 @@ CHECK = CheckParams(
 )
 PARAMS = DatasetParams(
     kind="lspet",
-    archive=ArchiveParams(file="a.zip", sources=[ArchiveSource(url="mirror")], licence=""),
+    archives=[ArchiveParams(file="a.zip", sources=[ArchiveSource(url="mirror")], licence="")],
     crop=CropParams(view="image", size=32),
     split=SplitParams(train=0.6, val=0.2, test=0.2),
     check=CHECK,
@@ -178,7 +178,7 @@ def test_a_flipped_byte_is_found(prepared: tuple[Source, Path], name: str) -> No
 
 def split_of(sha256: dict[int, str], groups: tuple[tuple[int, ...], ...] = ()) -> dict[int, str]:
     images = tuple({"id": number} for number in sha256)
-    audited = Audit((), (), (), images, len(images), sha256, groups)
+    audited = Audit((), (), (), {}, (), images, len(images), sha256, groups)
     return split_images(audited, SplitParams(train=0.7, val=0.15, test=0.15))
 
 

@@ -35,7 +35,7 @@ def synthetic_params(**changes):
 
 def archive_params(kind, file, sha256=None):
     archive = {"file": file, "licence": "none", "sources": [{"url": "mirror", "sha256": sha256}]}
-    return DatasetParams(kind=kind, archive=archive, **REST)
+    return DatasetParams(kind=kind, archives=[archive], **REST)
 
 
 def test_synthetic_from_nothing_to_a_source(tmp_path):
