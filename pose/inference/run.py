@@ -17,7 +17,6 @@ from pose.inference.frames import Frame, PictureFile, Source, every_frame
 from pose.inference.pipelines import Pipeline
 from pose.people import People
 
-
 ENDLESS = 2**31
 """More frames than any video has."""
 

@@ -14,7 +14,7 @@ Settle = Callable[[People, Skeleton], People]
 
 
 def settling(system: str) -> Settle:
-    """How a system's poses are settled: parametric pose NMS for RMPE, of which it is part, else rescoring and OKS-NMS."""
+    """How a system's poses are settled: RMPE by its parametric pose NMS, others by rescoring and OKS-NMS."""
     return by_pose_nms if system == "alphapose" else by_oks
 
 
