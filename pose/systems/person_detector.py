@@ -1,0 +1,175 @@
+"""Faster R-CNN with one class: where the people are. Finds no joints; its boxes are what top-down systems crop.
+
+ResNet - feature pyramid P2..P6 - proposals - RoIAlign 7x7 - fc - fc - {background, person}, box offsets
+
+Source: Ren et al., NeurIPS 2015, with the feature pyramid of Lin et al., CVPR 2017, as torchvision builds it. Input is a
+fixed canvas instead of torchvision's shorter side of 800 px. Regions where annotations are missing (crowds) give no
+background samples here; torchvision's recipe takes them for background.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from pose.config import Count, Fraction, InputSize, Positive, SystemParams
+from pose.data.batch import IGNORE_STRIDE, SceneBatch
+from pose.errors import PoseError
+from pose.layers.rcnn import STRIDE, Found, Heads, Limits, Rcnn, pyramid
+from pose.layers.regions import Target
+from pose.layers.weights import COUNTED, load_strictly
+from pose.people import People
+from pose.systems.base import Card, Joints, System
+
+
+class RcnnParams(SystemParams):
+    """Sizes of an R-CNN."""
+
+    depth: Literal[18, 34, 50, 101] = Field(description="of the ResNet")
+    norm: Literal["batch", "group"] = Field(description="normalisation in the ResNet; group for few images per worker")
+    pyramid_channels: Count
+    box_hidden: Count
+    anchors: tuple[Count, Count, Count, Count, Count] = Field(description="px, one side per level P2..P6")
+    proposals_train: Count
+    proposals_test: Count
+    sampled_anchors: Count
+    sampled_proposals: Count
+    detections: Count = Field(description="most people in one image")
+    score_floor: Fraction = Field(description="detections below are dropped")
+    overlap: Fraction = Field(description="IoU above which the worse of two detections is dropped")
+
+    @field_validator("input_size")
+    @classmethod
+    def _divisible(cls, size: InputSize) -> InputSize:
+        if any(side % STRIDE for side in size):
+            raise ValueError(f"is {size[0]}x{size[1]} px; expected sides that are multiples of {STRIDE}")
+        return size
+
+
+class PersonDetector(System):
+    """Boxes and their scores; keypoints are zeros with scores 0. Also the base of Keypoint R-CNN."""
+
+    view = "scene"
+    finds_joints = False
+    Params: ClassVar[type[SystemParams]] = RcnnParams
+    loss_terms: ClassVar[tuple[str, ...]] = ("objectness", "rpn_box", "classifier", "box")
+    card: ClassVar[Card] = Card(
+        title="Faster R-CNN person detector",
+        source="Ren et al., NeurIPS 2015; Lin et al., CVPR 2017; torchvision's fasterrcnn_resnet50_fpn",
+        published="COCO val2017 box AP 37.0 over 80 classes (torchvision's release)",
+        licence="our own code under this project's licence on torchvision's modules (BSD-3); data sets have their own",
+    )
+
+    def build(self) -> nn.Module:
+        """[B, 3, H, W] to the outputs of Rcnn."""
+        p = self.params
+        names = Limits.__dataclass_fields__
+        limits = Limits(**{name: getattr(p, name) for name in names})
+        backbone = pyramid(p.depth, p.norm, p.pyramid_channels)
+        heads = Heads(p.pyramid_channels, p.box_hidden, self.keypoint_channels, self.skeleton.size)
+        return Rcnn(backbone, heads, p.anchors, limits, self.skeleton.size)
+
+    @property
+    def keypoint_channels(self) -> Sequence[int]:
+        """Of the convolutions of the keypoint head; none without one."""
+        return ()
+
+    @property
+    def groups(self) -> dict[str, list[nn.Module]]:
+        """trunk: ResNet and pyramid; proposals: the head on every cell; heads: those on boxes."""
+        network = self.network
+        assert isinstance(network, Rcnn)
+        return {"trunk": [network.backbone], "proposals": [network.rpn], "heads": [network.roi_heads]}
+
+    def forward(self, network: nn.Module, batch: Any) -> Any:
+        """With gradients the losses are computed within the (perhaps wrapped) network, as DDP wants it.
+
+        Without, only what is dense: losses and detections are then computed by who asks for them.
+        """
+        return network(batch.images, targets_of(batch)) if torch.is_grad_enabled() else network(batch.images)
+
+    def loss(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
+        """Cross-entropies and smooth L1 losses over anchors and proposals sampled with torch's own generator."""
+        if "losses" in outputs:
+            return outputs["losses"]
+        network = self.network
+        assert isinstance(network, Rcnn)
+        return network.losses(outputs, targets_of(batch), network.limits.proposals_test)
+
+    def joints(self, outputs: Any) -> Joints:
+        """Raises PoseError: there is no one person per image; `people` has all of them."""
+        raise PoseError(
+            f"{type(self).__name__} sees whole scenes and answers with any number of people; its `people` gives them, "
+            "`joints` is for systems that see one person"
+        )
+
+    def people(self, outputs: Any) -> Found:
+        """Decoding in pure tensor code, so that an exported graph can hold it."""
+        network = self.network
+        assert isinstance(network, Rcnn)
+        return network.detect(outputs)
+
+    def decode(self, outputs: Any, batch: Any) -> People:
+        """One row per person found, in pixels of the original images, image after image."""
+        return to_people(self.people(outputs), batch)
+
+    def load_official(self, state: Mapping[str, Tensor], eps: float = 1e-5) -> None:
+        """Takes a state_dict of torchvision's fasterrcnn_resnet50_fpn or keypointrcnn_resnet50_fpn; needs norm: batch.
+
+        Of several classes background and person (0 and 1) are kept. eps: what that model adds to its variances;
+        torchvision's COCO_V1 releases have 0, everything else 1e-5. Raises TrainingError where it misfits.
+        """
+        ours = self.network.state_dict()
+        taken = {}
+        for key, tensor in state.items():
+            # Releases of before torchvision 0.12 name the proposal head's convolution so.
+            key = key.replace("rpn.head.conv.weight", "rpn.head.conv.0.0.weight")
+            key = key.replace("rpn.head.conv.bias", "rpn.head.conv.0.0.bias")
+            if ".box_predictor." in key and key in ours:
+                tensor = tensor[: len(ours[key])]
+            if key.endswith("running_var"):
+                tensor = tensor + (eps - nn.BatchNorm2d(1).eps)
+            taken[key] = tensor
+        if not any(key.endswith(COUNTED) for key in state):
+            taken |= {key: tensor for key, tensor in ours.items() if key.endswith(COUNTED)}
+        load_strictly(self.network, taken, "the release's state_dict")
+
+
+def targets_of(batch: SceneBatch) -> list[Target]:
+    """The people of each image that have an area to be found in."""
+    wide = (batch.boxes[..., 2:] > batch.boxes[..., :2]).all(dim=2)
+    return [
+        Target(batch.boxes[i, rows], batch.keypoints[i, rows], batch.labelled[i, rows], batch.ignored[i], IGNORE_STRIDE)
+        for i, rows in enumerate(batch.people & wide)
+    ]
+
+
+def to_people(found: Found, batch: SceneBatch) -> People:
+    """Maps what was found back to original images; boxes are clipped to them. Presence is the confidence."""
+    affine, size = batch.to_original[found.image].double(), batch.image_sizes[found.image].double()
+    low, high = _apply(affine, found.boxes[:, None, :2])[:, 0], _apply(affine, found.boxes[:, None, 2:])[:, 0]
+    boxes = torch.cat([low.clamp(min=0), torch.minimum(high, size)], dim=1)
+    boxes = torch.cat([torch.minimum(boxes[:, :2], size), boxes[:, 2:].clamp(min=0)], dim=1)
+
+    def array(tensor: Tensor, dtype: type = np.float32) -> np.ndarray:
+        return tensor.detach().cpu().numpy().astype(dtype)
+
+    return People(
+        image_ids=array(batch.image_ids[found.image], np.int64),
+        image_sizes=array(size),
+        keypoints=array(_apply(affine, found.keypoints)),
+        scores=array(found.confidences),
+        presence=array(found.confidences),
+        boxes=array(boxes),
+        person_scores=array(found.scores),
+    )
+
+
+def _apply(affine: Tensor, points: Tensor) -> Tensor:
+    """[R, 2, 3] on [R, P, 2]."""
+    return points.double() @ affine[:, :, :2].transpose(1, 2) + affine[:, None, :, 2]
