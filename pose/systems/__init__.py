@@ -16,6 +16,8 @@ from pose.systems.base import System
 from pose.systems.baseline1 import Baseline1
 from pose.systems.baseline2 import Baseline2
 from pose.systems.cpm import Cpm
+from pose.systems.keypoint_rcnn import KeypointRcnn
+from pose.systems.person_detector import PersonDetector
 from pose.systems.simple_baseline import SimpleBaseline
 from pose.systems.vgg16_regressor import Vgg16Regressor
 from pose.systems.vgg19 import Vgg19
@@ -28,6 +30,8 @@ SYSTEMS: dict[str, type[System]] = {
     "vgg16_regressor": Vgg16Regressor,
     "cpm": Cpm,
     "simple_baseline": SimpleBaseline,
+    "person_detector": PersonDetector,
+    "keypoint_rcnn": KeypointRcnn,
 }
 
 
