@@ -12,10 +12,12 @@ from pose.errors import ConfigError, TrainingError
 from pose.layers.weights import load_strictly
 from pose.skeleton import Skeleton
 from pose.systems.alexnet import AlexNet
+from pose.systems.alphapose import AlphaPose
 from pose.systems.base import System
 from pose.systems.baseline1 import Baseline1
 from pose.systems.baseline2 import Baseline2
 from pose.systems.cpm import Cpm
+from pose.systems.deeppose import DeepPose
 from pose.systems.keypoint_rcnn import KeypointRcnn
 from pose.systems.person_detector import PersonDetector
 from pose.systems.simple_baseline import SimpleBaseline
@@ -29,9 +31,11 @@ SYSTEMS: dict[str, type[System]] = {
     "vgg19": Vgg19,
     "vgg16_regressor": Vgg16Regressor,
     "cpm": Cpm,
+    "deeppose": DeepPose,
     "simple_baseline": SimpleBaseline,
     "person_detector": PersonDetector,
     "keypoint_rcnn": KeypointRcnn,
+    "alphapose": AlphaPose,
 }
 
 
