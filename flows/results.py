@@ -155,5 +155,5 @@ class Results:
         return "\n".join([f"# train-all on {self.params.dataset}", *lines, "", *places])
 
 
-HIDDEN_TAGS = frozenset({"metrics", "intervals", "params", "decision"})
+HIDDEN_TAGS = frozenset({"metrics", "intervals", "params", "decision", "protocols"})
 """Long values that the report shows elsewhere."""

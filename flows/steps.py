@@ -32,7 +32,8 @@ from pose.registry import Registry, RunLog, Version
 from pose.training import Outcome, TrainingSpec
 
 EVALUATING_CODE = (
-    "pose/metrics/*.py", "pose/evaluate.py", "pose/evaluation.py", "pose/export.py", "pose/card.py", "pose/bundle.py",
+    "pose/metrics/*.py", "pose/evaluate*.py", "pose/evaluation.py", "pose/predictions.py", "pose/protocol.py",
+    "pose/decoding/oks_nms.py", "pose/export.py", "pose/card.py", "pose/bundle.py",
     "pose/registry/packaging.py", "pose/people.py", "pose/inference/weights.py",
 )  # fmt: skip
 """Source files that decide what a registered bundle holds besides its trained weights."""
@@ -146,7 +147,7 @@ def evaluate(job: Job, outcome: Outcome) -> Path:
     if not (directory / "predictions.npz").exists():
         with _torch:
             evaluation, predictions = evaluate_system(
-                trained(outcome.run_dir).system, job.split, job.params.evaluation, describe(job.dataset.directory)
+                trained(outcome.run_dir).system, job.dataset.directory, job.params.evaluation
             )
         evaluation.save(directory)
         predictions.save(directory / "predictions.npz")
@@ -191,6 +192,7 @@ def register(job: Job, bundle: Path, run: RunLog) -> Version:
         "release": job.release,
         "split": f"{job.params.evaluation.split} of {len(evaluation.image_ids)} images",
         "intervals": json.dumps(evaluation.intervals),
+        "protocols": json.dumps({key: {"id": p.id, **p.parts()} for key, p in evaluation.protocols.items()}),
         "params": yaml.safe_dump(job.params.systems[job.system].model_dump(mode="json")),
     }
     return registry(job.params).register(bundle, job.model, run, tags, evaluation.metrics)
@@ -205,9 +207,7 @@ class Reevaluate:
 
     def __call__(self, bundle: Path) -> Evaluation:
         """Evaluates the bundle's network."""
-        directory = self.dataset.directory
-        split, info = Split.open(directory, self.params.evaluation.split), describe(directory)
-        return evaluate_system(trained(bundle).system, split, self.params.evaluation, info)[0]
+        return evaluate_system(trained(bundle).system, self.dataset.directory, self.params.evaluation)[0]
 
 
 def run_lineage(params: Params, dataset: DatasetVersion, command: str) -> dict[str, str]:

@@ -1,245 +1,169 @@
-"""Evaluation: predictions of one split against its truth, every figure with its interval and its baselines."""
+"""Evaluation: a system on a split of a prepared dataset, every figure with its interval, baselines and protocol."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
-import torch
 
 from pose.config import EvaluationParams
-from pose.data.loader import Loader
-from pose.data.shards import DatasetInfo, Split
-from pose.errors import TrainingError
+from pose.data.scenes import SceneSplit
+from pose.data.shards import DatasetInfo, Split, describe
+from pose.decoding import oks_nms
+from pose.digests import file_sha256
+from pose.errors import ConfigError
+from pose.evaluate_joints import MEAN_POSE, PRESENCE_METRICS, SINGLE_PERSON, evaluate, mean_pose_people
+from pose.evaluate_oks import box_figures, figures, precision, read_truth
 from pose.evaluation import Evaluation
-from pose.metrics import bootstrap, pck, pcp, presence
-from pose.metrics.pck import Counts
+from pose.metrics.truth import Truth, sigmas_of
 from pose.people import People
-from pose.progress import track
-from pose.skeleton import Skeleton
+from pose.predictions import best_in_each, predict, predict_boxes
+from pose.protocol import NO_BOXES, TRUE_BOXES, Protocol, data_version
+from pose.skeleton import Skeleton, skeleton_named
 from pose.systems.base import System
 
-SEED = 0
-"""Of the bootstrap: the same images always give the same draws, so figures repeat to the last digit."""
-AP_CHUNK = 100
-"""Resamples of an average precision held in memory at once."""
-MEAN_POSE = "mean_pose"
-ALWAYS_VISIBLE = "always_visible"
+__all__ = ["evaluate", "evaluate_system", "mean_pose_people", "predict", "thinned", "with_oks"]
+
+DETECTED = "_detected"
+"""Ends the name of a figure that comes of detected boxes."""
 
 
 def evaluate_system(
-    system: System, split: Split, params: EvaluationParams, train_info: DatasetInfo, batch_size: int = 64
+    system: System, directory: Path, params: EvaluationParams, batch_size: int = 64, detections: Path | None = None
 ) -> tuple[Evaluation, People]:
-    """Predicts a split and evaluates it; a system without a presence loss gets no presence figures."""
-    predictions = predict(system, split, batch_size)
-    learns_presence = "presence" in system.loss_terms
-    return (
-        evaluate(predictions, split.truth(), split.skeleton, params, train_info, presence_head=learns_presence),
-        predictions,
+    """Predicts a split of a prepared dataset and evaluates it; returns the people found as well.
+
+    A person-view system is evaluated on annotated boxes (on whole images, where the dataset's crops are those), and
+    beside it, under names ending in `_detected`, on a file of detections. A scene-view system is evaluated on whole
+    images; where each shows one person, the single-person figures are those of the most confident one found.
+    A system without a presence loss gets no presence figures. Raises ConfigError for a model of other joints.
+    """
+    info = describe(directory)
+    if skeleton_named(info.skeleton) != system.skeleton:
+        raise ConfigError(
+            f"the model predicts {system.skeleton.name} joints, {info.name} is labelled with {info.skeleton}; choose a "
+            f"dataset with the same joints"
+        )
+    crops = Split.open(directory, params.split)
+    annotated = read_truth(directory, params.split, system.skeleton)
+    protocol = protocol_of(system, directory, params.split, info)
+    if system.view == "scene":
+        found = predict(system, SceneSplit.open(directory, params.split), batch_size)
+        evaluation, predictions = _scenes(system, found, crops.truth(), annotated, params, info)
+    else:
+        predictions = predict(system, crops, batch_size)
+        learns_presence = "presence" in system.loss_terms
+        evaluation = evaluate(predictions, crops.truth(), system.skeleton, params, info, presence_head=learns_presence)
+        found = thinned(predictions, system.skeleton)
+    if system.finds_joints:
+        evaluation = with_oks(evaluation, found, annotated, system.skeleton, params, protocol)
+        evaluation = _with_floor(evaluation, mean_pose_people(crops.truth(), info), annotated, system.skeleton, params)
+    if detections is not None and system.view == "person" and info.crop.view == "person":
+        from pose.data.detections import read as read_detections
+
+        images = SceneSplit.open(directory, params.split)
+        boxes = read_detections(detections, images.image_ids)
+        detected = thinned(predict_boxes(system, images, boxes, info.crop, batch_size), system.skeleton)
+        source = replace(protocol, boxes=f"detected {file_sha256(detections)[:12]}")
+        evaluation = with_oks(evaluation, detected, annotated, system.skeleton, params, source, DETECTED)
+    return replace(evaluation, protocols={"": protocol, **evaluation.protocols}), predictions
+
+
+def protocol_of(system: System, directory: Path, split: str, info: DatasetInfo) -> Protocol:
+    """How a system's figures on a prepared split come about, with annotated boxes or none."""
+    whole = system.view == "scene" or info.crop.view == "image"
+    return Protocol(
+        dataset=info.name,
+        data=data_version(directory),
+        split=split,
+        boxes=NO_BOXES if whole else TRUE_BOXES,
+        flip_test=bool(getattr(system.params, "flip_test", False)),
+        sigmas=system.skeleton.oks_sigmas,
+        nms="none" if whole else f"oks {oks_nms.THRESHOLD:g}",
     )
 
 
-def predict(system: System, split: Split, batch_size: int = 64, threads: int = 2) -> People:
-    """What the system says of every row of a split, in the split's order. The network is left in evaluation mode."""
-    device = next(system.network.parameters()).device
-    system.network.eval()
-    parts = []
-    batches = Loader(split, threads).batches(np.arange(len(split)), batch_size, augment=None, seed=0, epoch=0)
-    with torch.inference_mode():
-        for batch in track(batches, "predicting", total=-(-len(split) // batch_size)):
-            ready = system.prepare(batch.to(device))
-            parts.append(system.decode(system.forward(system.network, ready), ready))
-    return People.concatenate(parts)
+def thinned(people: People, skeleton: Skeleton) -> People:
+    """Without those whose pose is nearly that of somebody more confident in the same image."""
+    return people.select(oks_nms.suppress(people, sigmas_of(skeleton)))
 
 
-def evaluate(
-    predictions: People,
-    truth: People,
+def with_oks(
+    evaluation: Evaluation,
+    people: People,
+    truth: Truth,
     skeleton: Skeleton,
     params: EvaluationParams,
-    train_info: DatasetInfo,
-    *,
-    presence_head: bool = True,
+    protocol: Protocol,
+    suffix: str = "",
 ) -> Evaluation:
-    """All figures of predictions [N] against the truth of the same N people, in the same order.
+    """The evaluation with what OKS says of any number of people in each image, under names with the suffix."""
+    found = figures(people, truth, skeleton, params, suffix)
+    return replace(
+        evaluation,
+        metrics=evaluation.metrics | found.metrics,
+        intervals=evaluation.intervals | found.intervals,
+        rankings=evaluation.rankings | {f"oks_ap{suffix}": found.ranking},
+        slices=evaluation.slices | {suffix: found.slices},
+        diagnosis=evaluation.diagnosis | {suffix: found.diagnosis},
+        protocols=evaluation.protocols | {suffix: protocol},
+    )
 
-    presence_head: whether the system predicts presence; without one its presence figures are not applicable and
-    absent. Raises DataError where the people differ and TrainingError where a prediction is not a number.
-    """
-    pck.require_same_people(predictions, truth)
-    _require_numbers(predictions, train_info)
-    coordinates = coordinate_counts(predictions, truth, skeleton)
-    floor = mean_pose_people(truth, train_info)
-    tallies = _overall(coordinates) | {
-        f"{MEAN_POSE}_{name}": counts for name, counts in _overall(coordinate_counts(floor, truth, skeleton)).items()
-    }
-    visible = replace(truth, presence=np.ones_like(truth.presence))
-    tallies[f"{ALWAYS_VISIBLE}_accuracy"] = _columns(presence.accuracy(visible, truth))
-    per_joint = {name: coordinates[name] for name in PER_JOINT if name in coordinates}
-    if presence_head:
-        per_joint["presence_accuracy"] = presence.accuracy(predictions, truth)
-        tallies["presence_accuracy"] = _columns(per_joint["presence_accuracy"])
-        tallies["presence_balanced_accuracy"] = _by_class(
-            presence.recalls(predictions, truth, train_info.presence_rate)
-        )
 
-    image_ids, image = np.unique(truth.image_ids, return_inverse=True)
-    counts = bootstrap.draw_counts(len(image_ids), params.resamples, SEED)
-    per_image = {name: _sum_by_image(tally, image, len(image_ids)) for name, tally in tallies.items()}
-    metrics = {name: bootstrap.value(*sums) for name, sums in per_image.items()}
-    intervals = {
-        name: bootstrap.percentiles(bootstrap.resampled(counts, *sums), params.confidence)
-        for name, sums in per_image.items()
-    }
-    if presence_head:
-        scores, absent = presence.absent_ranking(predictions, truth)
-        metrics["presence_absent_ap"], intervals["presence_absent_ap"] = _absent_ap(
-            scores, absent, image, counts, params.confidence
-        )
-    table, table_intervals = _per_joint(per_joint, image, counts, params.confidence)
+def _with_floor(
+    evaluation: Evaluation, floor: People, truth: Truth, skeleton: Skeleton, params: EvaluationParams
+) -> Evaluation:
+    """The evaluation with the mean pose's own average precision, in annotated boxes."""
+    value, interval = precision(floor, truth, skeleton, params)
+    baselines = evaluation.baselines | {MEAN_POSE: evaluation.baselines.get(MEAN_POSE, {}) | {"oks_ap": value}}
+    return replace(
+        evaluation,
+        metrics=evaluation.metrics | {f"{MEAN_POSE}_oks_ap": value},
+        intervals=evaluation.intervals | {f"{MEAN_POSE}_oks_ap": interval},
+        baselines=baselines,
+    )
+
+
+def _scenes(
+    system: System, found: People, truth: People, annotated: Truth, params: EvaluationParams, info: DatasetInfo
+) -> tuple[Evaluation, People]:
+    """Figures of people found in whole images, with the single-person figures where each image has one person."""
+    alone = len(np.unique(truth.image_ids)) == len(truth) == len(annotated.image_ids)
+    if alone and system.finds_joints:
+        predictions = best_in_each(found, truth)
+        learns_presence = "presence" in system.loss_terms
+        evaluation = evaluate(predictions, truth, system.skeleton, params, info, presence_head=learns_presence)
+    else:
+        predictions, evaluation = found, _without_figures(annotated, system.skeleton, params, info)
+    metrics, intervals, ranking = box_figures(found, annotated, params)
+    evaluation = replace(
+        evaluation,
+        metrics=evaluation.metrics | metrics,
+        intervals=evaluation.intervals | intervals,
+        rankings={"box_ap": ranking},
+    )
+    return evaluation, predictions
+
+
+def _without_figures(truth: Truth, skeleton: Skeleton, params: EvaluationParams, info: DatasetInfo) -> Evaluation:
+    """An evaluation in which no prediction belongs to one person of the truth."""
     return Evaluation(
         split=params.split,
-        dataset=train_info.name,
-        people=len(truth),
-        image_ids=image_ids,
+        dataset=info.name,
+        people=int((~truth.ignored).sum()),
+        image_ids=truth.image_ids,
         confidence=params.confidence,
         resamples=params.resamples,
         joints=skeleton.joints,
         limbs=tuple(limb for limb, _, _ in skeleton.pcp_limbs),
-        metrics=metrics,
-        intervals=intervals,
-        baselines=_baselines(metrics, truth, visible, train_info.presence_rate),
-        per_joint=table | _joint_rates(truth, coordinate_counts(floor, truth, skeleton)),
-        per_joint_intervals=table_intervals,
-        per_limb={name: _ratio(coordinates[name]) for name in ("pcp_strict", "pcp_loose")},
-        curves=_curves({"": predictions, f"{MEAN_POSE}_": floor}, truth, skeleton),
-        per_image=per_image,
-        not_applicable=(() if presence_head else PRESENCE_METRICS) + (() if skeleton.head else ("pckh_05",)),
+        metrics={},
+        intervals={},
+        baselines={},
+        per_joint={},
+        per_joint_intervals={},
+        per_limb={},
+        curves={},
+        per_image={},
+        not_applicable=(*PRESENCE_METRICS, *SINGLE_PERSON),
     )
-
-
-PRESENCE_METRICS = ("presence_accuracy", "presence_balanced_accuracy", "presence_absent_ap")
-PER_JOINT = ("pck_image_12", "pck_torso_02", "pckh_05")
-
-
-def coordinate_counts(predictions: People, truth: People, skeleton: Skeleton) -> dict[str, Counts]:
-    """Every coordinate metric's numerator and denominator: [N, K] per joint, [N, P] per limb for PCP.
-
-    A skeleton without a head segment has no pckh_05.
-    """
-    torso = pck.torso_errors(predictions, truth, skeleton)
-    head = pck.hits(pck.head_errors(predictions, truth, skeleton), pck.HEAD_THRESHOLD) if skeleton.head else None
-    return {
-        "pck_image_12": pck.hits(pck.image_errors(predictions, truth), pck.IMAGE_THRESHOLD),
-        "pck_torso_02": pck.hits(torso, pck.TORSO_THRESHOLD),
-        "pck_torso_auc": pck.area(torso, pck.TORSO_GRID),
-        "pcp_strict": pcp.strict(predictions, truth, skeleton),
-        "pcp_loose": pcp.loose(predictions, truth, skeleton),
-        "mse_unit": pck.squared_unit_errors(predictions, truth),
-    } | ({"pckh_05": head} if head else {})
-
-
-def mean_pose_people(truth: People, train_info: DatasetInfo) -> People:
-    """The baseline that looks at nothing: the train split's mean pose laid into each person's view."""
-    sizes = truth.image_sizes.astype(np.float64)
-    if train_info.crop.view == "image":
-        keypoints = train_info.mean_pose * sizes[:, None, :]
-    else:
-        low, high = truth.boxes[:, :2].astype(np.float64), truth.boxes[:, 2:].astype(np.float64)
-        side = train_info.crop.margin * (high - low).max(axis=1)[:, None, None]
-        centre = (low + high)[:, None, :] / 2
-        keypoints = centre + (train_info.mean_pose_crop / train_info.crop.size - 0.5) * side
-    return replace(truth, keypoints=keypoints, scores=np.ones_like(truth.scores))
-
-
-def _require_numbers(predictions: People, train_info: DatasetInfo) -> None:
-    finite = np.isfinite(predictions.keypoints).all(axis=2) & np.isfinite(predictions.presence)
-    if not finite.all():
-        row, joint = np.argwhere(~finite)[0]
-        raise TrainingError(
-            f"{int((~finite).sum())} of {finite.size} joints predicted on {train_info.name} are not numbers, the first "
-            f"joint {joint} of image {predictions.image_ids[row]}; the weights are broken, train them again"
-        )
-
-
-def _columns(counts: Counts) -> Counts:
-    """[N, ...] to [N, 1]: all joints of a person in one sum."""
-    numerator, denominator = counts
-    return numerator.sum(axis=1, keepdims=True), denominator.sum(axis=1, keepdims=True)
-
-
-def _by_class(counts: Counts) -> Counts:
-    """[N, K, 2] to [N, 2]: all joints of a person in one sum per class."""
-    return counts[0].sum(axis=1), counts[1].sum(axis=1)
-
-
-def _overall(counts: dict[str, Counts]) -> dict[str, Counts]:
-    return {name: _columns(pair) for name, pair in counts.items()}
-
-
-def _sum_by_image(counts: Counts, image: np.ndarray, images: int) -> Counts:
-    sums = tuple(np.zeros((images, part.shape[1])) for part in counts)
-    for total, part in zip(sums, counts, strict=True):
-        np.add.at(total, image, part)
-    return sums[0], sums[1]
-
-
-def _ratio(counts: Counts) -> np.ndarray:
-    """[C] ratio of the sums over people; NaN where the denominator is zero."""
-    return bootstrap.ratios(np.ones((1, len(counts[0]))), *counts)[0]
-
-
-def _per_joint(
-    tallies: dict[str, Counts], image: np.ndarray, counts: np.ndarray, confidence: float
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """[K] per metric, and [K, 2] low and high ends."""
-    values = {name: _ratio(tally) for name, tally in tallies.items()}
-    ends = {}
-    for name, tally in tallies.items():
-        drawn = bootstrap.ratios(counts, *_sum_by_image(tally, image, counts.shape[1]))
-        ends[name] = np.array([bootstrap.percentiles(column, confidence) for column in drawn.T])
-    return values, ends
-
-
-def _joint_rates(truth: People, floor: dict[str, Counts]) -> dict[str, np.ndarray]:
-    return {
-        "labelled": truth.labelled.sum(axis=0).astype(np.float64),
-        "visible_share": (truth.presence > presence.THRESHOLD).mean(axis=0),
-        f"{MEAN_POSE}_pck_image_12": _ratio(floor["pck_image_12"]),
-    }
-
-
-def _absent_ap(
-    scores: np.ndarray, absent: np.ndarray, image: np.ndarray, counts: np.ndarray, confidence: float
-) -> tuple[float, tuple[float, float]]:
-    flags = np.repeat(image, scores.shape[1])
-    value = float(presence.average_precision(scores.ravel(), absent.ravel())[0])
-    drawn = [
-        presence.average_precision(scores.ravel(), absent.ravel(), counts[start : start + AP_CHUNK, flags])
-        for start in range(0, len(counts), AP_CHUNK)
-    ]
-    return value, bootstrap.percentiles(np.concatenate(drawn), confidence)
-
-
-def _baselines(
-    metrics: dict[str, float], truth: People, visible: People, rate: np.ndarray
-) -> dict[str, dict[str, float]]:
-    """Figures of the two baselines under the metrics' own names."""
-    prefix = f"{MEAN_POSE}_"
-    scores, absent = presence.absent_ranking(visible, truth)
-    return {
-        MEAN_POSE: {name.removeprefix(prefix): v for name, v in metrics.items() if name.startswith(prefix)},
-        ALWAYS_VISIBLE: {
-            "presence_accuracy": metrics[f"{ALWAYS_VISIBLE}_accuracy"],
-            "presence_balanced_accuracy": float(_ratio(_by_class(presence.recalls(visible, truth, rate))).mean()),
-            "presence_absent_ap": float(presence.average_precision(scores.ravel(), absent.ravel())[0]),
-        },
-    }
-
-
-def _curves(who: dict[str, People], truth: People, skeleton: Skeleton) -> dict[str, np.ndarray]:
-    curves = {"image_thresholds": pck.IMAGE_GRID, "torso_thresholds": pck.TORSO_GRID}
-    for prefix, people in who.items():
-        curves[f"{prefix}image"] = pck.curve(pck.image_errors(people, truth), pck.IMAGE_GRID)
-        curves[f"{prefix}torso"] = pck.curve(pck.torso_errors(people, truth, skeleton), pck.TORSO_GRID)
-    return curves

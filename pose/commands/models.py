@@ -96,23 +96,14 @@ def _require_replaceable(out: Path, model: Path) -> None:
         raise ConfigError(f"{out} exists and is no plain earlier export, which --out may replace; choose a new folder")
 
 
-def evaluate_folder(folder: Path, dataset: str, params: Params) -> Evaluation:
+def evaluate_folder(folder: Path, dataset: str, params: Params, detections: Path | None = None) -> Evaluation:
     """The figures of a bundle or training folder on a prepared dataset. Raises ConfigError for other joints."""
-    from pose.data.shards import Split, describe
-    from pose.errors import ConfigError
     from pose.evaluate import evaluate_system
     from pose.inference.weights import trained
 
     dataset_params(dataset)
     model = trained(folder)
-    prepared = prepared_folder(dataset)
-    split = Split.open(prepared, params.evaluation.split)
-    if split.skeleton != model.system.skeleton:
-        raise ConfigError(
-            f"{folder} predicts {model.system.skeleton.name} joints, {dataset} is labelled with {split.skeleton.name}; "
-            "choose a dataset with the same joints"
-        )
-    evaluation, _ = evaluate_system(model.system, split, params.evaluation, describe(prepared))
+    evaluation, _ = evaluate_system(model.system, prepared_folder(dataset), params.evaluation, detections=detections)
     return evaluation
 
 

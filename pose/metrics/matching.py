@@ -6,13 +6,16 @@ threshold passed by a hair there is passed here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from pose.metrics.truth import Truth
 from pose.people import People
+
+Areas = Mapping[str, tuple[float, float]]
+"""Least and greatest square px by name, both included."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,32 @@ def match(
     truth: Truth,
     sigmas: np.ndarray,
     thresholds: np.ndarray,
-    areas: Mapping[str, tuple[float, float]],
+    areas: Areas,
     most: int,
 ) -> dict[str, Matches]:
-    """Who found whom at every threshold, by area; at most `most` detections of each image count."""
+    """Who found whom by OKS at every threshold, by area; at most `most` detections of each image count."""
     points = people.keypoints.astype(np.float64)
+    extent = points.max(axis=1) - points.min(axis=1)
+
+    def oks(person: np.ndarray, annotation: np.ndarray) -> np.ndarray:
+        return similarity(points[person], truth, annotation, sigmas)
+
+    return match_by(oks, extent[:, 0] * extent[:, 1], people, truth, thresholds, areas, most)
+
+
+def match_by(
+    measure: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    extents: np.ndarray,
+    people: People,
+    truth: Truth,
+    thresholds: np.ndarray,
+    areas: Areas,
+    most: int,
+) -> dict[str, Matches]:
+    """The same by any similarity: of people at rows [M] with annotations at rows [M].
+
+    extents: [N] areas of the people's detections, square px.
+    """
     scores = people.person_scores.astype(np.float64)
     image = np.searchsorted(truth.image_ids, people.image_ids)
     person = np.lexsort((-scores, image))  # stable: ties keep the people's order
@@ -80,18 +104,17 @@ def match(
     order = np.argsort(truth.image, kind="stable")
     grid = _Grid(image, rank, truth.image[order], len(truth.image_ids))
     detection, column = grid.pairs()
-    oks = grid.fill(similarity(points[person[detection]], truth, order[grid.annotation(detection, column)], sigmas))
-    extent = points[person].max(axis=1) - points[person].min(axis=1)
-    extents = extent[:, 0] * extent[:, 1]
+    similar = grid.fill(measure(person[detection], order[grid.annotation(detection, column)]))
     matched = {}
     for name, (low, high) in areas.items():
-        outside = (truth.areas < low) | (truth.areas > high)
-        aside = truth.ignored | outside
-        found = grid.match(oks, aside[order], truth.crowd[order], thresholds)
-        found = np.where(found >= 0, order[found], -1)
-        nothing = (found < 0) & ((extents < low) | (extents > high))[:, None]
-        ignored = np.where(found >= 0, aside[found], nothing)
-        matched[name] = Matches(image, person, scores[person], found, ignored, ~aside, _inverse(found, len(truth)))
+        aside = truth.ignored | (truth.areas < low) | (truth.areas > high)
+        found = grid.match(similar, aside[order], truth.crowd[order], thresholds)
+        found = np.where(found >= 0, order[found], -1) if len(order) else found
+        outside = (extents[person] < low) | (extents[person] > high)
+        ignored = np.where(found >= 0, aside[found], outside[:, None]) if len(order) else found * 0 + outside[:, None]
+        matched[name] = Matches(
+            image, person, scores[person], found, ignored.astype(bool), ~aside, _inverse(found, len(truth))
+        )
     return matched
 
 

@@ -45,6 +45,8 @@ class System(ABC):
     """One pose system: network, targets and loss, decoding."""
 
     view: ClassVar[Literal["person", "scene"]] = "person"
+    finds_joints: ClassVar[bool] = True
+    """False for a detector: its people are boxes alone."""
     card: ClassVar[Card]
     Params: ClassVar[type[SystemParams]]
 

@@ -1,0 +1,64 @@
+"""Protocol: what two figures must share to be compared. Its id stands beside evaluations and registered versions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pose.data.shards import DIGESTS
+from pose.digests import file_sha256, json_sha256
+from pose.errors import DataError
+
+EVALUATOR = "1"
+"""Raised whenever a figure of unchanged predictions changes."""
+NO_BOXES, TRUE_BOXES = "none", "truth"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How figures were come by."""
+
+    dataset: str
+    data: str
+    """sha256 of the prepared folder's list of digests: the version of the data."""
+    split: str
+    boxes: str
+    """none: the system saw whole images; truth: annotated boxes; else "detected" and the detections' sha256."""
+    flip_test: bool
+    sigmas: tuple[float, ...] | None
+    nms: str
+    """How detections of one person were thinned out before they were counted."""
+    evaluator: str = EVALUATOR
+
+    @property
+    def id(self) -> str:
+        """Twelve hexadecimal digits over all of it."""
+        return json_sha256(self.parts())[:12]
+
+    def parts(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return vars(self) | {"sigmas": None if self.sigmas is None else list(self.sigmas)}
+
+    @staticmethod
+    def of(parts: Mapping[str, Any]) -> Protocol:
+        """The reverse of `parts`."""
+        sigmas = parts["sigmas"]
+        return Protocol(**{**parts, "sigmas": None if sigmas is None else tuple(sigmas)})
+
+    def differences(self, other: Protocol) -> dict[str, tuple[Any, Any]]:
+        """What differs, by name: ours and theirs."""
+        ours, theirs = self.parts(), other.parts()
+        return {name: (ours[name], theirs[name]) for name in ours if ours[name] != theirs[name]}
+
+    def rivals(self, other: Protocol) -> bool:
+        """Whether the better figure is the better model. Flip testing is part of a model, in its network and export."""
+        return set(self.differences(other)) <= {"flip_test"}
+
+
+def data_version(directory: Path) -> str:
+    """Identity of a prepared dataset's content. Raises DataError where it was not sealed."""
+    if not (directory / DIGESTS).exists():
+        raise DataError(f"{directory} has no {DIGESTS}; prepare the dataset first (`pose data prepare`).")
+    return file_sha256(directory / DIGESTS)
