@@ -13,7 +13,9 @@ from pose.digests import tree_sha256
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 STAGES = yaml.safe_load((CHECKOUT / "dvc.yaml").read_text())["stages"]
-BYTES_DO_NOT_DEPEND_ON = {"pose.data.archives", "pose.data.unpacking"}
+BYTES_DO_NOT_DEPEND_ON = {
+    f"pose.data.{name}" for name in ("ahead", "archives", "augment", "scene_views", "unpacking", "views")
+}
 """Modules of pose.data that preparing loads, but which do not decide what comes out of it."""
 
 
@@ -76,7 +78,9 @@ def test_every_dataset_has_its_stages() -> None:
     assert set(STAGES["prepare"]["foreach"]) == set(datasets)
     synthetic = {name for name, block in datasets.items() if block["kind"] == "synthetic"}
     assert set(STAGES["draw"]["foreach"]) == synthetic
-    assert set(STAGES["download"]["foreach"]) == set(datasets) - synthetic
+    tiled = {name: block["collage"]["of"] for name, block in datasets.items() if block["kind"] == "collage"}
+    assert STAGES["tile"]["foreach"] == tiled
+    assert set(STAGES["download"]["foreach"]) == set(datasets) - synthetic - set(tiled)
 
 
 def test_code_that_decides_the_prepared_bytes_is_a_dependency() -> None:
@@ -85,7 +89,7 @@ def test_code_that_decides_the_prepared_bytes_is_a_dependency() -> None:
     loaded = {name for name in output.stdout.split() if name.startswith("pose.data.")}
     listed = {
         dependency.removesuffix(".py").replace("/", ".")
-        for stage in ("draw", "prepare")
+        for stage in ("draw", "tile", "prepare")
         for dependency in STAGES[stage]["do"]["deps"]
         if dependency.startswith("pose/data/")
     }
