@@ -17,12 +17,15 @@ from pose.commands.options import Json, Profile, Set, model_folder
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from pose.data.detections import Detections
     from pose.inference.frames import Source
-    from pose.inference.pipelines import Boxes, Pipeline
+    from pose.inference.pipelines import Pipeline
     from pose.people import People
 
 MIN_SCORE = 0.3
 """Of a person that a detector or a scene model finds: below it most are none."""
+MANY = 25 * 3600 * 24
+"""Frames taken for possible where a video does not say how many it has: a day's."""
 
 
 def predict(
@@ -76,7 +79,7 @@ def predict(
     look_for = model_folder(detector, profile, set_) if detector else None
     pipeline = choose(folder, look_for, _given(boxes, sources) if boxes else None, min_score)
     under = _maps_under(folder, pipeline) if maps else None
-    drawing = {"under": under, "boxes": draw_boxes or not pipeline.model.has_joints, "scores": draw_scores}
+    drawing = {"under": under, "boxes": draw_boxes or not pipeline.model.finds_joints, "scores": draw_scores}
     results = _run(pipeline, sources, out, batch, frames, drawing)
     if json:
         with results.open() as file:
@@ -102,16 +105,16 @@ def _maps_under(folder: Path, pipeline: Pipeline) -> Callable[[Image, People], I
     return partial(seen, pipeline.model, looker(folder))
 
 
-def _given(path: Path, sources: list[Source]) -> dict[int, Boxes]:
-    """The boxes of a detection file by image id. Raises DataError for a file that is none, or of other pictures."""
-    import numpy as np
-
+def _given(path: Path, sources: list[Source]) -> Detections:
+    """The boxes of a detection file. Raises DataError for a file that is none, or is for other pictures."""
     from pose.data.detections import read
+    from pose.errors import ConfigError
     from pose.inference.run import numbered
+    from pose.inference.video import Camera
 
-    found = read(path, np.array(numbered(sources)))
-    each = np.unique(found.image_ids).tolist()
-    return {n: (found.boxes[found.image_ids == n], found.person_scores[found.image_ids == n]) for n in each}
+    if any(isinstance(source, Camera) for source in sources):
+        raise ConfigError("--boxes: nobody knows yet what the camera will see; give a --detector instead")
+    return read(path, numbered(sources)[: _total(sources, None) or MANY])
 
 
 def _run(
@@ -134,7 +137,7 @@ def _run(
                     failures.append(outcome)
                     continue
                 overlays.add(outcome.source, outcome.frame, outcome.drawn)
-                results.add(entries(outcome, pipeline.model.has_joints))
+                results.add(entries(outcome, pipeline.model.finds_joints))
                 done += 1
         except KeyboardInterrupt:
             say("interrupted; what was done until now is kept")

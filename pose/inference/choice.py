@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 from pose.bundle import require_model
+from pose.data.detections import Detections
 from pose.errors import ConfigError
-from pose.inference.pipelines import Boxes, DetectedBoxes, EndToEnd, GivenBoxes, Pipeline, SinglePerson, TopDown
+from pose.inference.pipelines import DetectedBoxes, EndToEnd, GivenBoxes, Pipeline, SinglePerson, TopDown
 from pose.inference.predictor import Predictor
 from pose.inference.scene_model import SceneModel
 from pose.inference.settling import settling
@@ -16,7 +16,7 @@ from pose.systems import SYSTEMS
 
 
 def choose(
-    model: Path, detector: Path | None = None, boxes: Mapping[int, Boxes] | None = None, min_score: float = 0.0
+    model: Path, detector: Path | None = None, boxes: Detections | None = None, min_score: float = 0.0
 ) -> Pipeline:
     """Scene models alone, person-view models with a detector's boxes, given ones, or the whole picture as one.
 

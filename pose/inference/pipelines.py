@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
+from pose.data.detections import Detections
 from pose.inference.predictor import Predictor, whole
 from pose.inference.scene_model import SceneModel
 from pose.people import People
 from pose.skeleton import Skeleton
 
 Boxes = tuple[np.ndarray, np.ndarray]
-"""Of one picture: [N, 4] float32 xyxy px and scores [N] float32."""
+"""Of one picture: [N, 4] xyxy px and scores [N]."""
 LEAST_SIDE = 1.0
 """px: a box of which less than this lies in the picture, in width or height, shows nobody."""
 
@@ -59,7 +60,7 @@ class TopDown:
         boxes = np.concatenate([np.zeros((0, 4), np.float32), *(boxes for boxes, _ in usable)])
         scores = np.concatenate([np.zeros(0, np.float32), *(scores for _, scores in usable)])
         poses = self.model.in_boxes(images, which, boxes)
-        people = self.settle(replace(poses, person_scores=scores.astype(np.float32)), self.skeleton)
+        people = self.settle(replace(poses, person_scores=scores.astype(np.float32)), self.model.skeleton)
         people = people.select(np.lexsort((-people.person_scores, people.image_ids)))
         return replace(people, image_ids=np.asarray(ids, np.int64)[people.image_ids])
 
@@ -96,12 +97,12 @@ class DetectedBoxes:
 class GivenBoxes:
     """Boxes that were there before, by image id; a picture without any has none."""
 
-    by_id: Mapping[int, Boxes]
+    detections: Detections
 
     def __call__(self, images: Sequence[Image.Image], ids: Sequence[int]) -> list[Boxes]:
         """See TopDown.boxes."""
-        none = (np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
-        return [self.by_id.get(int(image_id), none) for image_id in ids]
+        rows = [self.detections.of(int(image_id)) for image_id in ids]
+        return [(self.detections.boxes[own], self.detections.scores[own]) for own in rows]
 
 
 def _within(boxes: Boxes, image: Image.Image) -> Boxes:

@@ -41,7 +41,7 @@ class Predictor:
     """Width and height."""
     padding: float = 1.25
     """What of the box's surroundings a person-view network sees; see SystemParams.padding."""
-    has_joints: ClassVar[bool] = True
+    finds_joints: ClassVar[bool] = True
 
     @staticmethod
     def load(folder: Path) -> Predictor:

@@ -73,7 +73,7 @@ def numbered(sources: Sequence[Source]) -> Sequence[int]:
     return ids if len(ids) == len(sources) == len(set(ids)) else range(1, ENDLESS)
 
 
-def entries(outcome: Outcome, has_joints: bool) -> list[dict]:
+def entries(outcome: Outcome, finds_joints: bool) -> list[dict]:
     """COCO results of one frame, each naming its file, and of a video the frame and its time.
 
     Without joints they are COCO detections.
@@ -82,7 +82,7 @@ def entries(outcome: Outcome, has_joints: bool) -> list[dict]:
     if not isinstance(outcome.source, PictureFile):
         named |= {"frame": outcome.frame.number, "seconds": round(outcome.frame.seconds, 4)}
     results = outcome.people.to_coco_results()
-    if not has_joints:
+    if not finds_joints:
         results = [{name: r[name] for name in ("image_id", "category_id", "bbox", "score")} for r in results]
     return [result | named for result in results]
 

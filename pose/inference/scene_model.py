@@ -14,7 +14,6 @@ from pose.data.batch import SceneBatch
 from pose.inference.weights import Trained, trained
 from pose.people import People
 from pose.skeleton import Skeleton
-from pose.systems.person_detector import PersonDetector
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class SceneModel:
     skeleton: Skeleton
     input_size: tuple[int, int]
     """Width and height of the canvas."""
-    has_joints: bool
+    finds_joints: bool
     """False for a detector: its people are boxes."""
 
     @staticmethod
@@ -55,5 +54,4 @@ def of_trained(model: Trained, folder: Path) -> SceneModel:
         ready = system.prepare(batch)
         return system.decode(system.forward(system.network, ready), ready)
 
-    has_joints = not isinstance(system, PersonDetector) or len(system.keypoint_channels) > 0
-    return SceneModel(f"{model.name} ({folder})", find, system.skeleton, system.params.input_size, has_joints)
+    return SceneModel(f"{model.name} ({folder})", find, system.skeleton, system.params.input_size, system.finds_joints)

@@ -37,7 +37,7 @@ def write_centroid_bundle(folder: Path, crop: CropParams = CROP, input_size: int
     moments = np.stack([x.ravel(), y.ravel(), np.ones(input_size**2, np.float32)], axis=1)
     constants = {
         "flat": np.array([0, 3, -1], np.int64), "moments": moments.astype(np.float32), "tiny": np.float32([1e-6]),
-        "dark": np.float32([140]),
+        "dark": np.float32([127]),
         "parts": np.array([2, 1], np.int64), "colours": np.arange(LSP14.size) % 3, "last": np.array([2], np.int64),
     }  # fmt: skip
     nodes = [
