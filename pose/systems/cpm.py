@@ -135,12 +135,16 @@ class Cpm(System):
 
     def joints(self, outputs: Any) -> Joints:
         """The last stage's peaks. Their heights, at most 1, are all that tells of confidence and presence."""
-        p, network = self.params, self.network
-        assert isinstance(network, Machine)
-        maps = network.beliefs(outputs["maps"][:, -1].float())[:, : self.skeleton.size]
+        p, maps = self.params, self.belief_maps(outputs)
         positions, heights = dark.dark(maps, p.blur) if p.decode == "dark" else peaks.quarter(maps)
         scores = heights.clamp(0, 1)
         return Joints(heatmaps.to_pixels(positions, self.map_size, p.input_size, official=False), scores, scores)
+
+    def belief_maps(self, outputs: Any) -> Tensor:
+        """[B, K, h, w], the last stage's, about a Gaussian of height 1 where a joint is sure."""
+        network = self.network
+        assert isinstance(network, Machine)
+        return network.beliefs(outputs["maps"][:, -1].float())[:, : self.skeleton.size]
 
 
 class Machine(nn.Module):
