@@ -20,13 +20,15 @@ import yaml
 from flows.data import DatasetVersion
 from pose import lineage, training
 from pose.config import ROOT, Params
+from pose.data import detections
 from pose.data.shards import Split, describe
-from pose.digests import json_sha256, tree_sha256
+from pose.digests import file_sha256, json_sha256, tree_sha256
 from pose.errors import RegistryError
 from pose.evaluate import evaluate_system
 from pose.evaluation import Evaluation
 from pose.export import export
 from pose.inference.weights import trained
+from pose.people import People
 from pose.progress import say
 from pose.registry import Registry, RunLog, Version
 from pose.training import Outcome, TrainingSpec
@@ -55,6 +57,8 @@ class Job:
     params: Params
     dataset: DatasetVersion
     lineage: dict[str, str]
+    detector: Job | None = None
+    """The person detector of the same run, in whose boxes a system of single people is evaluated as well."""
 
     @cached_property
     def spec(self) -> TrainingSpec:
@@ -70,10 +74,31 @@ class Job:
                 "training": self.spec.fingerprint,
                 "evaluation": self.params.evaluation.model_dump(mode="json"),
                 "export": self.params.export.model_dump(mode="json"),
+                "boxes": self._boxes_identity,
                 "code": tree_sha256(ROOT, EVALUATING_CODE),
                 "versions": {name: version(name) for name in EXPORTING_PACKAGES},
             }
         )
+
+    @property
+    def _boxes_identity(self) -> str | None:
+        given = self.params.evaluation.detections
+        if given is not None:
+            return file_sha256(ROOT / given)
+        return self.detector.release if self.detector is not None else None
+
+    @property
+    def detections(self) -> Path | None:
+        """The file of person boxes this job is evaluated in besides the annotated ones."""
+        given = self.params.evaluation.detections
+        if given is not None:
+            return ROOT / given
+        return self.detector.own_detections if self.detector is not None else None
+
+    @property
+    def own_detections(self) -> Path:
+        """Where a detector's job leaves its boxes on the evaluation split."""
+        return self.params.storage_path / "detections" / f"{self.system}-{self.release[:12]}.json"
 
     @property
     def model(self) -> str:
@@ -147,11 +172,25 @@ def evaluate(job: Job, outcome: Outcome) -> Path:
     if not (directory / "predictions.npz").exists():
         with _torch:
             evaluation, predictions = evaluate_system(
-                trained(outcome.run_dir).system, job.dataset.directory, job.params.evaluation
+                trained(outcome.run_dir).system,
+                job.dataset.directory,
+                job.params.evaluation,
+                detections=job.detections,
             )
         evaluation.save(directory)
         predictions.save(directory / "predictions.npz")
     return directory
+
+
+def detect(job: Job, version: Version) -> Path:
+    """The registered detector's boxes on the evaluation split, as the standard JSON list."""
+    if not job.own_detections.exists():
+        found = People.load(registry(job.params).bundle(version.uri) / "evaluation" / "predictions.npz")
+        job.own_detections.parent.mkdir(parents=True, exist_ok=True)
+        partial = job.own_detections.with_suffix(".partial")
+        detections.write(partial, detections.ordered(found.image_ids, found.boxes, found.person_scores))
+        partial.replace(job.own_detections)
+    return job.own_detections
 
 
 def export_bundle(job: Job, outcome: Outcome, evaluation: Path) -> Path:

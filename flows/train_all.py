@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,10 @@ from pose.errors import PoseError, RegistryError, TrainingError
 from pose.progress import say
 from pose.registry import Decision, RunLog, Version, whoami
 from pose.report import results_table
+from pose.systems import SYSTEMS
 from pose.training import Outcome
+
+DETECTOR = "person_detector"
 
 
 def _busy(task: Any, run: Any, state: State) -> bool:
@@ -115,6 +118,22 @@ def side_by_side(jobs: Sequence[Job], parent: RunLog, parallel: int) -> dict[str
         return {name: future.result(raise_on_failure=False) for name, future in futures.items()}
 
 
+def detector_first(jobs: Sequence[Job], parent: RunLog, parallel: int) -> dict[str, Any]:
+    """As side_by_side, but a person detector goes before those who are evaluated in its boxes."""
+    detector = next((job.detector for job in jobs if job.detector is not None), None)
+    if detector is None:
+        return side_by_side(jobs, parent, parallel)
+    first = side_by_side([detector], parent, 1)
+    found = first[detector.system]
+    rest = [job for job in jobs if job.system != detector.system]
+    if isinstance(found, tuple):
+        say(f"{detector.system}: boxes for the others are in {steps.detect(detector, found[0])}")
+    else:
+        say(f"{detector.system} failed; the others are evaluated in annotated boxes alone")
+        rest = [replace(job, detector=None) for job in rest]
+    return first | side_by_side(rest, parent, parallel)
+
+
 @task(cache_policy=NO_CACHE)
 def promote(params: Params, dataset: DatasetVersion, versions: Sequence[Version]) -> dict[str, Decision]:
     """Each version against its model's champion, then the best of all against the dataset's; by model name."""
@@ -161,7 +180,7 @@ def train_all(profile: str | None = None, overrides: Sequence[str] = ()) -> Summ
     parent = _parent_run(params, jobs)
     status = "FAILED"
     try:
-        outcomes = side_by_side(jobs, parent, params.parallel)
+        outcomes = detector_first(jobs, parent, params.parallel)
         finished = {name: got for name, got in outcomes.items() if isinstance(got, tuple)}
         failures = {name: got for name, got in outcomes.items() if not isinstance(got, tuple)}
         decisions = promote(params, dataset, [version for version, _ in finished.values()]) if finished else {}
@@ -185,7 +204,11 @@ def _jobs(params: Params, dataset: DatasetVersion, profile: str | None, override
     words = ["pose", "train-all", *(["--profile", profile] if profile else [])]
     words += [word for override in overrides for word in ("--set", override)]
     lineage = steps.run_lineage(params, dataset, shlex.join(words))
-    return [Job(system, params, dataset, lineage) for system in params.architectures]
+    jobs = {system: Job(system, params, dataset, lineage) for system in params.architectures}
+    detector = jobs.get(DETECTOR)
+    if detector is not None and params.dataset_params.crop.view == "person" and params.evaluation.detections is None:
+        jobs |= {name: replace(job, detector=detector) for name, job in jobs.items() if SYSTEMS[name].view == "person"}
+    return list(jobs.values())
 
 
 def _parent_run(params: Params, jobs: Sequence[Job]) -> RunLog:

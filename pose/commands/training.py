@@ -52,17 +52,17 @@ def train_all(profile: Profile = None, set_: Set = None, json: Json = False) -> 
     named at the end, with exit code 4. Example: `pose train-all --profile demo`
     """
     import sys
-    import threading
     from contextlib import redirect_stdout
 
     load_params(profile, set_)  # a mistake in it need not wait for Prefect's server
-    from flows.train_all import train_all as flow
-    from pose.registry.store import load_mlflow
+    from flows import server
 
-    # MLflow takes as many seconds to import as Prefect's server to start, which begins about now: side by side.
-    early = threading.Timer(2.0, load_mlflow)
-    early.daemon = True
-    early.start()
+    # Prefect's server takes as many seconds to start as we and MLflow take to import: side by side.
+    with server.starting():
+        from flows.train_all import train_all as flow
+        from pose.registry.store import load_mlflow
+
+        load_mlflow()
     # The flow prints its table; a script that asked for JSON gets that on standard error.
     with redirect_stdout(sys.stderr if json else sys.stdout):
         summary = flow(profile, set_ or [])
