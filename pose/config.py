@@ -274,6 +274,10 @@ class EvaluationParams(Strict):
     resamples: Count
     confidence: Annotated[float, Field(gt=0, lt=1)]
     gallery: Count = Field(description="pictures in each gallery of the report")
+    detections: str | None = Field(
+        default=None,
+        description="JSON list of person boxes for systems of single people; null: those of person_detector, if trained",
+    )
 
 
 class ExportParams(Strict):
