@@ -1,0 +1,117 @@
+"""ResNet trunks (He et al., CVPR 2016) without pooling and classifier, under the names of torchvision's.
+
+Bottlenecks have their stride in the 3x3 convolution, as torchvision's and most later releases' have. Convolutions
+carry no bias: batch normalisation follows each.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from pose.layers.weights import initialise
+
+Depth = Literal[18, 34, 50, 101, 152]
+STRIDE = 32
+"""Input pixels per cell of the last map."""
+_BLOCKS: dict[int, tuple[int, int, int, int]] = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+
+
+class Basic(nn.Module):
+    """Two 3x3 convolutions and what comes in: [B, inputs, H, W] to [B, width, H / stride, W / stride]."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(inputs, width, stride)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """See the class."""
+        inner = self.relu(self.bn1(self.conv1(features)))
+        return self.relu(self.bn2(self.conv2(inner)) + self.downsample(features))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions and what comes in: [B, inputs, H, W] to [B, 4 width, H / stride, W / stride]."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, width * self.expansion, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width * self.expansion)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(inputs, width * self.expansion, stride)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """See the class."""
+        inner = self.relu(self.bn1(self.conv1(features)))
+        inner = self.relu(self.bn2(self.conv2(inner)))
+        return self.relu(self.bn3(self.conv3(inner)) + self.downsample(features))
+
+
+class ResNet(nn.Module):
+    """[B, 3, H, W] to [B, channels, H / 32, W / 32], rounded up.
+
+    `width`: channels of the first of the four layers, each of which has twice those of the one before; 64 in the paper.
+    `channels` is 8 width or, from 50 layers on, 32 width.
+    """
+
+    def __init__(self, depth: Depth, width: int = 64) -> None:
+        super().__init__()
+        block = Basic if depth < 50 else Bottleneck
+        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.channels = width
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            self._layer(block, width * 2**index, count, stride=1 if index == 0 else 2)
+            for index, count in enumerate(_BLOCKS[depth])
+        )
+        initialise(self)
+
+    @property
+    def trunk(self) -> list[nn.Module]:
+        """All modules of the trunk that have weights."""
+        return [self.conv1, self.bn1, self.layer1, self.layer2, self.layer3, self.layer4]
+
+    def features(self, images: Tensor) -> Tensor:
+        """The last map; see the class."""
+        features = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        return self.layer4(self.layer3(self.layer2(self.layer1(features))))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See the class."""
+        return self.features(images)
+
+    def _layer(self, block: type[Basic] | type[Bottleneck], width: int, count: int, stride: int) -> nn.Sequential:
+        blocks: list[nn.Module] = []
+        for index in range(count):
+            blocks.append(block(self.channels, width, stride if index == 0 else 1))
+            self.channels = width * block.expansion
+        return nn.Sequential(*blocks)
+
+
+def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
+    """What comes in, in the shape of what goes out."""
+    if inputs == outputs and stride == 1:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
