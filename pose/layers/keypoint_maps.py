@@ -65,7 +65,7 @@ def peaks(maps: Tensor, boxes: Tensor, limit: tuple[int, int]) -> tuple[Tensor, 
 
 
 def _bicubic(pixels: Tensor, side: int, limit: int) -> Tensor:
-    """[R, limit, side] weights that read `side` cells at the centres of as many pixels as [R] says; more are cut off."""
+    """[R, limit, side] weights that read `side` cells at the centres of so many pixels each."""
     at = (torch.arange(limit, device=pixels.device) + 0.5) * (side / pixels)[:, None] - 0.5
     first = at.floor()
     share = at - first

@@ -23,7 +23,7 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
-from torchvision.ops import clip_boxes_to_image
+from torchvision.ops import clip_boxes_to_image, nms
 
 from pose.layers.keypoint_maps import confidences, keypoint_loss, peaks
 from pose.layers.regions import Target, match, pool, sample, survivors
@@ -238,7 +238,7 @@ class Rcnn(nn.Module):
         logits, deltas = self._boxes(dense, proposals)
         boxes = clip_boxes_to_image(self.box_coder.decode_single(deltas, torch.cat(proposals)), self._size(dense))
         scores = logits.softmax(dim=1)[:, 1]
-        counts = [len(rows) for rows in proposals]
+        counts = [rows.shape[0] for rows in proposals]
         parts = zip(boxes.split(counts), scores.split(counts), strict=True) if len(counts) > 1 else [(boxes, scores)]
         chosen = [self._choose(*part) for part in parts]
         image = torch.cat([torch.full_like(scores, i, dtype=torch.int64) for i, (_, scores) in enumerate(chosen)])
@@ -250,17 +250,15 @@ class Rcnn(nn.Module):
         """The detections of one image, [D, 4] and [D]."""
         kept = (scores > self.limits.score_floor) & (boxes[:, 2:] - boxes[:, :2] >= LEAST_SIDE).all(dim=1)
         boxes, scores = boxes[kept], scores[kept]
-        scores = torch.where(survivors(boxes, scores, self.limits.overlap), scores, -1.0)
-        order = scores.argsort(descending=True, stable=True)[: self.limits.detections]
-        order = order[scores[order] >= 0]
-        return boxes[order], scores[order]
+        best = nms(boxes, scores, self.limits.overlap)[: self.limits.detections]
+        return boxes[best], scores[best]
 
     def _joints(self, dense: dict[str, Any], boxes: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Keypoints [R, K, 2] px, confidences and logits [R, K] of the people in these boxes."""
         everyone = torch.cat(boxes)
         if not self.finds_joints:
-            zeros = everyone.new_zeros(len(everyone), self.joints)
-            return everyone.new_zeros(len(everyone), self.joints, 2), zeros, zeros
+            zeros = everyone.new_zeros(everyone.shape[0], self.joints)
+            return everyone.new_zeros(everyone.shape[0], self.joints, 2), zeros, zeros
         maps = self._maps(dense, boxes)
         height, width = self._size(dense)
         if torch.compiler.is_exporting():

@@ -2,8 +2,8 @@
 
 ResNet - feature pyramid P2..P6 - proposals - RoIAlign 7x7 - fc - fc - {background, person}, box offsets
 
-Source: Ren et al., NeurIPS 2015, with the feature pyramid of Lin et al., CVPR 2017, as torchvision builds it. Input is a
-fixed canvas instead of torchvision's shorter side of 800 px. Regions where annotations are missing (crowds) give no
+Source: Ren et al., NeurIPS 2015, with the feature pyramid of Lin et al., CVPR 2017, as torchvision builds it. The input
+is a fixed canvas instead of torchvision's shorter side of 800 px. Regions without annotations (crowds) give no
 background samples here; torchvision's recipe takes them for background.
 """
 
@@ -17,7 +17,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from pose.config import Count, Fraction, InputSize, Positive, SystemParams
+from pose.config import Count, Fraction, InputSize, SystemParams
 from pose.data.batch import IGNORE_STRIDE, SceneBatch
 from pose.errors import PoseError
 from pose.layers.rcnn import STRIDE, Found, Heads, Limits, Rcnn, pyramid
@@ -78,6 +78,11 @@ class PersonDetector(System):
     def keypoint_channels(self) -> Sequence[int]:
         """Of the convolutions of the keypoint head; none without one."""
         return ()
+
+    @property
+    def finds_joints(self) -> bool:
+        """Whether people come with joints, not with boxes alone."""
+        return bool(self.keypoint_channels)
 
     @property
     def groups(self) -> dict[str, list[nn.Module]]:
