@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pose.config import EvaluationParams
+from pose.data.detections import read as read_detections
 from pose.data.scenes import SceneSplit
 from pose.data.shards import DatasetInfo, Split, describe
 from pose.decoding import oks_nms
@@ -60,10 +61,8 @@ def evaluate_system(
         evaluation = with_oks(evaluation, found, annotated, system.skeleton, params, protocol)
         evaluation = _with_floor(evaluation, mean_pose_people(crops.truth(), info), annotated, system.skeleton, params)
     if detections is not None and system.view == "person" and info.crop.view == "person":
-        from pose.data.detections import read as read_detections
-
         images = SceneSplit.open(directory, params.split)
-        boxes = read_detections(detections, images.image_ids)
+        boxes = read_detections(detections, images.image_ids.tolist())
         detected = thinned(predict_boxes(system, images, boxes, info.crop, batch_size), system.skeleton)
         source = replace(protocol, boxes=f"detected {file_sha256(detections)[:12]}")
         evaluation = with_oks(evaluation, detected, annotated, system.skeleton, params, source, DETECTED)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from pose.config import CropParams
 from pose.data import crops, scenes
+from pose.data.detections import Detections
 from pose.data.loader import Loader
 from pose.data.scenes import SceneLoader, SceneSplit
 from pose.data.shards import Row, Split, write_shards
@@ -43,12 +44,12 @@ def predict(system: System, split: Split | SceneSplit, batch_size: int = 64, thr
 
 
 def predict_boxes(
-    system: System, images: SceneSplit, detected: People, crop: CropParams, batch_size: int = 64
+    system: System, images: SceneSplit, detected: Detections, crop: CropParams, batch_size: int = 64
 ) -> People:
     """The person-view system's poses in detected boxes, one per box, scored box x mean joint.
 
-    detected: only image_ids, boxes (xyxy, original px) and person_scores are read. Crops are cut from the stored
-    scenes, so that they are no sharper than these. Raises DataError for a box of another image or without area.
+    Crops are cut from the stored scenes, so that they are no sharper than these. Raises DataError for a box of another
+    image or without area.
     """
     place = {number: row for row, number in enumerate(images.image_ids.tolist())}
     stray = [number for number in detected.image_ids.tolist() if number not in place]
@@ -59,13 +60,13 @@ def predict_boxes(
         )
     if not len(detected):
         return nobody(images.skeleton.size)
+    # In the scenes' order each is decoded once.
     order = np.argsort([place[number] for number in detected.image_ids.tolist()], kind="stable")
-    detected = detected.select(order)
     with tempfile.TemporaryDirectory(prefix="pose-boxes-") as folder:
-        rows = _cut(images, detected, place, crop)
+        rows = _cut(images, detected, order, place, crop)
         write_shards(rows, Path(folder), "boxes", ROWS_PER_SHARD, images.skeleton, crop)
         people = predict(system, Split.open(Path(folder), "boxes"), batch_size)
-    return rescored(people, detected.person_scores)
+    return rescored(people, detected.scores[order])
 
 
 def nobody(joints: int) -> People:
@@ -97,14 +98,16 @@ def best_in_each(people: People, truth: People) -> People:
     return People(truth.image_ids, truth.image_sizes, keypoints, scores, presence, truth.boxes, person_scores)
 
 
-def _cut(images: SceneSplit, detected: People, place: dict[int, int], crop: CropParams) -> Iterator[Row]:
-    """One row per box; each scene is decoded once, as the boxes come in the scenes' order."""
+def _cut(
+    images: SceneSplit, detected: Detections, order: np.ndarray, place: dict[int, int], crop: CropParams
+) -> Iterator[Row]:
+    """One row per box, in `order`."""
     skeleton, current, picture = images.skeleton, -1, None
-    for n in track(range(len(detected)), "cutting boxes", total=len(detected)):
+    for n in track(order.tolist(), "cutting boxes", total=len(order)):
         row = place[int(detected.image_ids[n])]
         if row != current:
             current, picture = row, Image.fromarray(scenes.decode(images, row))
-        box = detected.boxes[n].astype(np.float64)
+        box = detected.boxes[n]
         if not (box[2:] > box[:2]).all():
             raise DataError(f"detection {n} of image {detected.image_ids[n]} has the box {box.tolist()} without area.")
         width, height = (int(side) for side in images.image_sizes[row])
