@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,9 @@ import torch
 
 from pose.bundle import require_model
 from pose.config import CropParams
-from pose.errors import TrainingError
+from pose.errors import ConfigError, TrainingError
 from pose.export import Deployed
+from pose.inference.predictor import describe
 from pose.skeleton import skeleton_named
 from pose.systems import SYSTEMS, create, restore
 from pose.systems.base import System
@@ -35,15 +35,20 @@ class Trained:
 def trained(folder: Path) -> Trained:
     """Reads a bundle (model.json) or a finished training folder (spec.json).
 
-    Raises ConfigError for a folder that is neither, TrainingError for one whose training has not finished.
+    Raises ConfigError for a folder that is neither or of an unknown system, ExportError for a description that is
+    none, TrainingError for a training that has not finished.
     """
     require_model(folder)
     if (folder / "model.json").is_file():
-        facts = json.loads((folder / "model.json").read_text())
+        facts = describe(folder)
+        if facts["system"] not in SYSTEMS:
+            raise ConfigError(
+                f"{folder} holds a model of the system {facts['system']!r}, whose network this version does not have; "
+                f"it has {', '.join(SYSTEMS)}"
+            )
         params = SYSTEMS[facts["system"]].Params.model_validate(facts["params"])
-        system = create(facts["system"], params, skeleton_named(facts["skeleton"]))
-        crop = CropParams.model_validate(facts["crop"])
-        return Trained(facts["system"], restore(system, folder / WEIGHTS), crop, folder / WEIGHTS)
+        system = create(facts["system"], params, facts["skeleton"])
+        return Trained(facts["system"], restore(system, folder / WEIGHTS), facts["crop"], folder / WEIGHTS)
     return _from_training(folder)
 
 

@@ -1,4 +1,4 @@
-"""`pose predict` on files, folders and globs, good and bad ones."""
+"""`pose predict` on files, folders, globs and videos, with and without boxes, good and bad ones."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 from pose.cli import app
 from pose.errors import ConfigError, DataError
 from pose.inference.frames import find, read
+from pose.inference.video import Video
 from pose.skeleton import LSP14
 
 INPUT = 32
@@ -24,7 +25,16 @@ INPUT = 32
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that puts every joint at a quarter of the width and half of the height."""
-    folder = tmp_path_factory.mktemp("bundle")
+    return write_still(tmp_path_factory.mktemp("bundle"), {"view": "image", "size": 48})
+
+
+@pytest.fixture(scope="module")
+def person_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of each person's box, a quarter wider than the box."""
+    return write_still(tmp_path_factory.mktemp("person"), {"view": "person", "size": 48, "margin": 2.0})
+
+
+def write_still(folder: Path, crop: dict) -> Path:
     k = LSP14.size
     place = np.tile(np.float32([INPUT / 4, INPUT / 2]), (1, k, 1))
     nodes = [
@@ -47,7 +57,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.save(model, folder / "model.onnx")
-    crop = {"view": "image", "size": 48}
     facts = {"system": "still", "skeleton": "lsp14", "input_size": [INPUT, INPUT], "crop": crop}
     (folder / "model.json").write_text(json.dumps(facts))
     return folder
@@ -159,3 +168,145 @@ def test_missing_model_is_named(photos: Path, tmp_path: Path) -> None:
     assert result.exit_code == ConfigError.exit_code
     assert "nowhere holds no model" in " ".join(result.stderr.split())
     assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------- boxes
+
+
+def detections(path: Path, boxes: dict[int, list[list[float]]]) -> Path:
+    records = [
+        {"image_id": image_id, "category_id": 1, "bbox": bbox, "score": 0.5}
+        for image_id, own in boxes.items()
+        for bbox in own
+    ]
+    path.write_text(json.dumps(records))
+    return path
+
+
+def test_boxes_of_a_file_are_looked_into(person_bundle: Path, photos: Path, tmp_path: Path) -> None:
+    boxes = detections(tmp_path / "boxes.json", {1: [[10, 10, 20, 20], [40, 20, 30, 30]], 3: [[5, 5, 40, 40]], 99: []})
+    files = [photos / "a.jpg", photos / "b.png", photos / "more/a.jpg"]
+    out = tmp_path / "out"
+    result = predict(*files, "--model", person_bundle, "--boxes", boxes, "--out", out, "--draw-boxes", "--draw-scores")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads((out / "predictions.json").read_text())
+    assert sorted((r["image_id"], Path(r["file_name"]).name, r["bbox"]) for r in found) == [
+        (1, "a.jpg", [10, 10, 20, 20]), (1, "a.jpg", [40, 20, 30, 30]), (3, "a.jpg", [5, 5, 40, 40]),
+    ]  # fmt: skip
+    for r in found:
+        x, y, side, _ = r["bbox"]
+        assert r["score"] == pytest.approx(0.5 * 0.75)
+        # A quarter of the padded box' width, half of its height.
+        assert r["keypoints"][:2] == pytest.approx([x + side / 2 - 1.25 * side / 4, y + side / 2], abs=0.01)
+    assert (out / "b.png.pose.jpg").is_file(), "a picture with nobody is drawn all the same"
+
+
+def test_detections_of_other_pictures_are_refused(person_bundle: Path, photos: Path, tmp_path: Path) -> None:
+    boxes = detections(tmp_path / "boxes.json", {139: [[0, 0, 9, 9]], 285: [[0, 0, 9, 9]]})
+    result = predict(photos / "a.jpg", "--model", person_bundle, "--boxes", boxes, "--out", tmp_path / "out")
+    assert result.exit_code == DataError.exit_code
+    assert "detections for other images" in " ".join(result.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("bbox", [[5, 5, 0, 10], [5, 5, 10, -1], [5, 5, 10]])
+def test_boxes_without_area_are_named(person_bundle: Path, photos: Path, tmp_path: Path, bbox: list[float]) -> None:
+    boxes = detections(tmp_path / "boxes.json", {1: [[0, 0, 9, 9], bbox]})
+    result = predict(photos / "a.jpg", "--model", person_bundle, "--boxes", boxes, "--out", tmp_path / "out")
+    assert result.exit_code == DataError.exit_code
+    assert "detection 1 has" in " ".join(result.stderr.split())
+
+
+def test_model_of_boxes_takes_the_whole_picture_as_one(person_bundle: Path, photos: Path, tmp_path: Path) -> None:
+    result = predict(photos / "a.jpg", "--model", person_bundle, "--out", tmp_path / "out", "--json")
+    assert result.exit_code == 0
+    (found,) = json.loads(result.stdout)
+    assert found["bbox"] == [0, 0, 80, 60]
+    assert found["score"] == 0.75
+    # The picture's 80 px times 1.25, as a square about its centre.
+    assert found["keypoints"][:2] == pytest.approx([40 - 25, 30], abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "expected paths of pictures or videos, or --camera"),
+        (("a.jpg", "--camera", "0"), "and not both"),
+        (("{a}", "--boxes", "x.json", "--detector", "y"), "give one of them"),
+        (("{a}", "--detector", "{person}"), "was trained on whole images"),
+        (("{a}", "--boxes", "{boxes}"), "was trained on whole images"),
+        (("{a}", "--maps"), "whose network this version does not have"),
+    ],
+)
+def test_what_does_not_go_together_is_said(
+    bundle: Path, person_bundle: Path, photos: Path, tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    names = {"{a}": photos / "a.jpg", "{person}": person_bundle, "{boxes}": detections(tmp_path / "b.json", {})}
+    result = predict(*(names.get(word, word) for word in arguments), "--model", bundle, "--out", tmp_path / "out")
+    assert result.exit_code == ConfigError.exit_code
+    assert said in " ".join(result.stderr.replace("│", " ").split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_detector_must_be_one(person_bundle: Path, photos: Path, tmp_path: Path) -> None:
+    arguments = ("--model", person_bundle, "--detector", person_bundle, "--out", tmp_path / "out")
+    result = predict(photos / "a.jpg", *arguments)
+    assert result.exit_code == ConfigError.exit_code
+    assert "not where people are" in " ".join(result.stderr.split())
+
+
+# ---------------------------------------------------------------- videos
+
+
+def test_video_becomes_an_annotated_video(bundle: Path, tmp_path: Path, make_video) -> None:
+    make_video(tmp_path / "dance.mp4", 20)
+    result = predict(tmp_path / "dance.mp4", "--model", bundle, "--out", tmp_path / "out", "--batch", 8)
+    assert result.exit_code == 0, result.stderr
+    found = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert [(r["image_id"], r["frame"]) for r in found] == [(n + 1, n) for n in range(20)]
+    drawn = list(Video(tmp_path / "out/dance.mp4.pose.mp4").frames())
+    np.testing.assert_allclose([frame.seconds for frame in drawn], [r["seconds"] for r in found], atol=2e-3)
+    # Small pictures are enlarged to be read; every joint of this model is at a quarter of the width.
+    assert drawn[3].image.size == (320, 240)
+    assert (np.abs(np.asarray(drawn[3].image)[120, 80].astype(int) - 60) > 40).any()
+    assert predict(tmp_path, "--model", bundle, "--out", tmp_path / "out", "--frames", 3).exit_code == 0
+    assert len(json.loads((tmp_path / "out/predictions.json").read_text())) == 3, "the first run's video was not taken"
+
+
+def test_video_that_breaks_off_keeps_what_was_done(bundle: Path, tmp_path: Path, make_video) -> None:
+    whole = make_video(tmp_path / "whole.mp4", 60, movflags="+faststart").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    Image.new("RGB", (40, 30)).save(tmp_path / "last.png")
+    out = tmp_path / "out"
+    result = predict(tmp_path / "cut.mp4", tmp_path / "last.png", "--model", bundle, "--out", out)
+    assert result.exit_code == DataError.exit_code
+    said = " ".join(result.stderr.split())
+    assert "cut.mp4 breaks off after" in said
+    assert "1 of 2 inputs could not be read whole" in said
+    found = json.loads((out / "predictions.json").read_text())
+    drawn = list(Video(out / "cut.mp4.pose.mp4").frames())
+    assert 20 < len(drawn) < 60
+    assert len(found) == len(drawn) + 1
+    assert found[-1]["file_name"].endswith("last.png")
+    assert (out / "last.png.pose.jpg").is_file()
+
+
+def test_interruption_keeps_what_was_done(
+    bundle: Path, tmp_path: Path, make_video, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = Video.frames
+
+    def until_ctrl_c(self: Video):
+        for n, frame in enumerate(frames(self)):
+            if n == 8:
+                raise KeyboardInterrupt
+            yield frame
+
+    monkeypatch.setattr(Video, "frames", until_ctrl_c)
+    video = make_video(tmp_path / "a.mp4", 20)
+    result = predict(video, "--model", bundle, "--out", tmp_path / "out", "--batch", 4)
+    assert result.exit_code == 0
+    assert "interrupted; what was done until now is kept" in result.stderr
+    monkeypatch.undo()
+    assert len(json.loads((tmp_path / "out/predictions.json").read_text())) == 8
+    assert len(list(Video(tmp_path / "out/a.mp4.pose.mp4").frames())) == 8
