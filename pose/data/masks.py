@@ -31,11 +31,34 @@ def encode(outline: Any, width: int, height: int) -> dict:
     if list(outline.get("size", ())) != [height, width]:
         raise ValueError(f"is of size {outline.get('size')}, the image's is {[height, width]} (height, width)")
     counts = outline["counts"]
-    if isinstance(counts, list):
-        if not all(isinstance(count, int) and count >= 0 for count in counts) or sum(counts) != width * height:
-            raise ValueError(f"has counts that do not add up to the image's {width * height} px")
-        return _as_text(rle.frPyObjects(outline, height, width))
-    return _as_text(outline) if isinstance(counts, bytes) else {"size": [height, width], "counts": counts}
+    if isinstance(counts, (str, bytes)):
+        text = counts if isinstance(counts, str) else counts.decode("ascii")
+        code, runs = {"size": [height, width], "counts": text}, _runs(text)
+    elif isinstance(counts, list) and all(isinstance(count, int) for count in counts):
+        code, runs = None, counts
+    else:
+        raise ValueError("has counts that are neither numbers nor text")
+    # pycocotools writes runs without looking where they end.
+    if min(runs, default=-1) < 0 or sum(runs) != width * height:
+        raise ValueError(f"has counts that do not add up to the image's {width * height} px")
+    return code or _as_text(rle.frPyObjects(outline, height, width))
+
+
+def _runs(text: str) -> list[int]:
+    """The runs in COCO's compressed text: numbers of 5-bit digits, low first, from the fourth on as differences."""
+    runs: list[int] = []
+    value = shift = 0
+    for character in text:
+        digit = ord(character) - 48
+        if not 0 <= digit < 64:
+            raise ValueError(f"is no run-length code: it has the character {character!r}")
+        value |= (digit & 31) << shift
+        shift += 5
+        if not digit & 32:
+            value -= (digit & 16) and 1 << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return runs if not shift else []
 
 
 def _from_polygons(polygons: list, width: int, height: int) -> dict:
