@@ -96,19 +96,25 @@ def preview(
     profile: Profile = None,
     set_: Set = None,
 ) -> None:
-    """Draw what a network sees: prepared crops after augmentation, with their joints.
+    """Draw what a network sees: crops or, by its view, scenes after augmentation, with joints, boxes and targets.
 
     Example: `pose data preview demo --profile demo --system alexnet --out seen.png`
     """
+    import torch
+
     from pose.commands.systems import known_system
     from pose.data import preview as drawing
-    from pose.data.shards import Split
+    from pose.data.loader import open_loader
+    from pose.systems import SYSTEMS, create
 
     params = load_params(profile, set_)
     dataset_params(dataset)
     chosen = params.systems[known_system(params, system)]
     augment = chosen.chosen.augment if split == "train" else None
+    loader = open_loader(SYSTEMS[system].view, prepared_folder(dataset), split, threads=1)
+    with torch.device("meta"):
+        seer = create(system, chosen, loader.split.skeleton)
     path = out or Path(f"preview-{dataset}.png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    drawing.sheet(Split.open(prepared_folder(dataset), split), chosen.input_size, augment, path, chosen.padding)
+    drawing.sheet(loader, seer.prepare, augment, path, getattr(seer, "targets_preview", None))
     typer.echo(str(path))

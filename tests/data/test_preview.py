@@ -1,15 +1,19 @@
 import io
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pose.config import AugmentParams, CropParams
-from pose.data import preview, shards
+from pose.data import augment, marks, preview, scenes, shards
+from pose.data.loader import Loader
 from pose.skeleton import LSP14
 
+GRID, SCENES = preview.PEOPLE, preview.SCENES
 SIZE = 64
 GROUND = (40, 90, 60)
 HIDDEN, UNLABELLED = LSP14.index("left_ankle"), LSP14.index("right_ankle")
@@ -21,7 +25,7 @@ def joints(number: int) -> np.ndarray:
     return np.stack([10 + 14.0 * column, 8 + 14.0 * line], axis=1) + number % 3
 
 
-def make_split(folder: Path, rows: int) -> shards.Split:
+def make_split(folder: Path, rows: int) -> Loader:
     file = io.BytesIO()
     Image.new("RGB", (SIZE, SIZE), GROUND).save(file, "JPEG", quality=95)
     visibility = np.full(14, 2)
@@ -41,12 +45,17 @@ def make_split(folder: Path, rows: int) -> shards.Split:
         )
 
     shards.write_shards(map(row, range(rows)), folder, "train", 20, LSP14, CropParams(view="image", size=SIZE))
-    return shards.Split.open(folder, "train")
+    return Loader(shards.Split.open(folder, "train"), threads=1)
 
 
-def pixel(page: Image.Image, n: int, point: np.ndarray) -> tuple[int, ...]:
-    left, top = preview.tile_corner(n)
-    x, y = point * preview.TILE / SIZE
+def looked_at(side: int) -> partial:
+    """What a system with a square input makes of a batch of people."""
+    return partial(augment.finish, size=(side, side), skeleton=LSP14)
+
+
+def pixel(page: Image.Image, n: int, point: np.ndarray, grid: preview.Grid = GRID) -> tuple[int, ...]:
+    left, top = grid.corner(n)
+    x, y = np.asarray(point) * grid.tile / SIZE
     return page.getpixel((int(left + x), int(top + y)))
 
 
@@ -56,33 +65,33 @@ def near(colour: tuple[int, ...], other: tuple[int, ...], tolerance: int = 30) -
 
 def test_joints_are_drawn_where_they_are_and_as_they_are(tmp_path):
     split = make_split(tmp_path, rows=40)
-    page = Image.open(preview.sheet(split, (32, 32), None, tmp_path / "sheet.png"))
+    page = Image.open(preview.sheet(split, looked_at(32), None, tmp_path / "sheet.png"))
     for n in (0, 1, 35):
         # 36 pictures, evenly over 40 rows, the last row last.
         points = joints(round(n * 39 / 35))
         for k, name in enumerate(LSP14.joints):
             if k not in (HIDDEN, UNLABELLED):
-                assert near(pixel(page, n, points[k]), preview.SIDES[preview._side(name)]), (n, name)
+                assert near(pixel(page, n, points[k]), marks.SIDES[marks.side(name)]), (n, name)
         # Left ankle to left knee is a level line, so that above it a mark is alone.
-        rim, inner = (np.array([0, -radius * SIZE / preview.TILE]) for radius in (preview.DOT, 2.5))
+        rim, inner = (np.array([0, -radius * SIZE / GRID.tile]) for radius in (marks.DOT, 2.5))
         knee = points[LSP14.index("left_knee")]
-        assert near(pixel(page, n, points[HIDDEN] + rim), preview.SIDES["left"], 90)
-        assert near(pixel(page, n, knee + inner), preview.SIDES["left"])
-        assert not near(pixel(page, n, points[HIDDEN] + inner), preview.SIDES["left"], 90)
+        assert near(pixel(page, n, points[HIDDEN] + rim), marks.SIDES["left"], 90)
+        assert near(pixel(page, n, knee + inner), marks.SIDES["left"])
+        assert not near(pixel(page, n, points[HIDDEN] + inner), marks.SIDES["left"], 90)
         assert near(pixel(page, n, points[UNLABELLED]), GROUND)
 
 
 def test_a_line_of_the_sheet_is_one_sample_over_the_epochs(tmp_path):
     split = make_split(tmp_path, rows=9)
     path = tmp_path / "sheet.png"
-    page = Image.open(preview.sheet(split, (32, 32), AugmentParams(rotate=40, flip=0.5), path))
-    left, top = preview.tile_corner(preview.COLUMNS * preview.ROWS)
+    page = Image.open(preview.sheet(split, looked_at(32), AugmentParams(rotate=40, flip=0.5), path))
+    left, top = GRID.corner(GRID.columns * GRID.rows)
     assert page.size[1] == top
     tiles = []
-    for n in range(preview.COLUMNS):
-        left, top = preview.tile_corner(n)
-        tiles.append(np.asarray(page.crop((left, top, left + preview.TILE, top + preview.TILE))).astype(int))
-    assert near(pixel(page, 0, joints(0)[1]), preview.SIDES["right"])
+    for n in range(GRID.columns):
+        left, top = GRID.corner(n)
+        tiles.append(np.asarray(page.crop((left, top, left + GRID.tile, top + GRID.tile))).astype(int))
+    assert near(pixel(page, 0, joints(0)[1]), marks.SIDES["right"])
     assert all(np.abs(tiles[0] - tile).max() > 60 for tile in tiles[1:])
     assert all(np.abs(a - b).max() > 60 for a, b in pairwise(tiles[1:]))
 
@@ -90,7 +99,56 @@ def test_a_line_of_the_sheet_is_one_sample_over_the_epochs(tmp_path):
 @pytest.mark.parametrize("augment", [None, AugmentParams(scale=0.1)])
 def test_a_tiny_split_fills_a_smaller_sheet_and_the_same_bytes_twice(tmp_path, augment):
     split = make_split(tmp_path, rows=2)
-    first = preview.sheet(split, (32, 32), augment, tmp_path / "a.png").read_bytes()
-    assert first == preview.sheet(split, (32, 32), augment, tmp_path / "b.png").read_bytes()
+    first = preview.sheet(split, looked_at(32), augment, tmp_path / "a.png").read_bytes()
+    assert first == preview.sheet(split, looked_at(32), augment, tmp_path / "b.png").read_bytes()
     lines = 1 if augment is None else 2
-    assert Image.open(tmp_path / "a.png").size[1] == preview.tile_corner(lines * preview.COLUMNS)[1]
+    assert Image.open(tmp_path / "a.png").size[1] == GRID.corner(lines * GRID.columns)[1]
+
+
+def test_targets_tint_the_picture_where_they_are(tmp_path):
+    loader = make_split(tmp_path, rows=2)
+
+    def targets(batch):
+        maps = torch.zeros(len(batch), 8, 8)
+        maps[1, 7, 6] = 1.0
+        return maps
+
+    page = Image.open(preview.sheet(loader, looked_at(32), None, tmp_path / "a.png", targets))
+    # The cell's 8 px of the crop, free of joints at their lower right.
+    assert near(pixel(page, 1, [55, 62]), tuple((np.array(GROUND) + 3 * np.array(marks.TARGET)) // 4))
+    assert near(pixel(page, 0, [55, 62]), GROUND)
+    assert near(pixel(page, 1, [45, 62]), GROUND)
+
+
+def scene_row(number: int) -> scenes.SceneRow:
+    """A landscape scene with two people; the lower left corner is ignored."""
+    file = io.BytesIO()
+    Image.new("RGB", (SIZE, SIZE // 2), GROUND).save(file, "JPEG", quality=95)
+    points = np.zeros((2, 14, 3))
+    points[1, 1] = [80, 20, 2]
+    ignored = np.zeros(scenes.mask_shape((SIZE, SIZE // 2)), bool)
+    ignored[4:, :4] = True
+    boxes = np.array([[10.0, 8, 50, 56], [66, 10, 120, 40]])
+    size = (SIZE * 2, SIZE)
+    return scenes.SceneRow(
+        file.getvalue(), f"{number}.jpg", number, size, np.arange(2), boxes, points, np.ones(2), ignored
+    )
+
+
+def test_scenes_show_everyone_s_box_and_joints_and_what_is_ignored(tmp_path):
+    scenes.write_scenes(map(scene_row, range(5)), tmp_path, "train", 20, LSP14, SIZE)
+    loader = scenes.SceneLoader(scenes.SceneSplit.open(tmp_path, "train"), threads=1)
+    prepare = partial(scenes.finish, size=(64, 48), skeleton=LSP14)
+    page = Image.open(preview.sheet(loader, prepare, None, tmp_path / "a.png"))
+    assert page.size[1] == SCENES.corner(2 * SCENES.columns)[1]
+    for n in (0, 4):
+        for x, y in ((5, 16), (25, 16), (15, 28), (33, 12), (46, 20)):  # on the boxes' sides
+            assert near(pixel(page, n, [x, y], SCENES), marks.BOX, 60), (n, x, y)
+        assert near(pixel(page, n, [40, 10], SCENES), marks.SIDES["right"])
+        assert near(pixel(page, n, [45, 15], SCENES), GROUND)
+        red, green, _ = pixel(page, n, [2, 30], SCENES)
+        assert red > GROUND[0] + 50 > green
+        assert near(pixel(page, n, [20, 30], SCENES), GROUND)
+        assert near(pixel(page, n, [60, 40], SCENES), (124, 116, 104))
+    lined = Image.open(preview.sheet(loader, prepare, AugmentParams(rotate=20, flip=0.5), tmp_path / "b.png"))
+    assert lined.size[1] == SCENES.corner(SCENES.rows * SCENES.columns)[1]
