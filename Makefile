@@ -29,6 +29,8 @@ bench: $(STAMP)  ## ratios: engine against a bare loop, loader against per-image
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m dvc repro prepare@demo
 	@$(BIN)/python -m benchmarks.loader --data data/prepared/demo
 	@$(BIN)/python -m benchmarks.pose_nms
+	@$(BIN)/python -m benchmarks.oks_nms
+	@$(BIN)/python -m benchmarks.oks
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .
