@@ -80,9 +80,9 @@ class PersonDetector(System):
         return ()
 
     @property
-    def finds_joints(self) -> bool:
-        """Whether people come with joints, not with boxes alone."""
-        return bool(self.keypoint_channels)
+    def score_floor(self) -> float:
+        """People are reported from this score on."""
+        return self.params.score_floor
 
     @property
     def groups(self) -> dict[str, list[nn.Module]]:
