@@ -182,7 +182,7 @@ class Machine(nn.Module):
         stages = [self.stage1(images)]
         if len(self.heads):
             shared = self.trunk(images)
-            centre = self.centre.to(shared.dtype).expand(len(images), -1, -1, -1)
+            centre = self.centre.to(shared.dtype).expand(images.shape[0], -1, -1, -1)
             for features, head in zip(self.features, self.heads, strict=True):
                 stages.append(head(torch.cat([features(shared), self.beliefs(stages[-1]), centre], dim=1)))
         return torch.stack(stages, dim=1)

@@ -219,7 +219,7 @@ class Cascade(nn.Module):
         if centres is not None and sides is not None and joints is not None:
             return self.offsets(self.running, images, centres, sides, joints)
         poses = [self.first(images)]
-        everything = torch.arange(self.joints, device=images.device).expand(len(images), -1)
+        everything = torch.arange(self.joints, device=images.device).expand(images.shape[0], -1)
         for number in range(2, self.running + 1):
             centres = poses[-1]
             sides = (self.params.box_scale * self.diameters(centres))[:, None].expand(-1, self.joints)
