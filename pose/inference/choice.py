@@ -54,7 +54,8 @@ def _system(folder: Path) -> tuple[str, bool]:
     described = folder / "model.json"
     path = described if described.is_file() else folder / "spec.json"
     try:
-        name = str(json.loads(path.read_text()).get("system", ""))
-    except (OSError, ValueError):
-        return "", False  # whoever loads it says what is wrong
-    return name, name in SYSTEMS and SYSTEMS[name].view == "scene"
+        facts = json.loads(path.read_text())
+        name = str(facts["system"])
+    except (KeyError, TypeError, ValueError):
+        return "", False  # what loads it says what is wrong with it
+    return name, (SYSTEMS[name].view if name in SYSTEMS else facts.get("view")) == "scene"

@@ -6,14 +6,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
+from pose.bundle import require_model
 from pose.data import scenes
 from pose.data.batch import SceneBatch
+from pose.data.crops import transform
+from pose.inference.predictor import describe, onnx_session
 from pose.inference.weights import Trained, trained
 from pose.people import People
 from pose.skeleton import Skeleton
+from pose.systems import SYSTEMS
+
+OUTPUTS = ("boxes", "person_scores", "keypoints", "scores", "presence")
+"""Of an exported graph, see pose.export_scenes."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +30,7 @@ class SceneModel:
 
     name: str
     find: Callable[[SceneBatch], People]
-    """Everyone in one batch as pose.data.scenes.unlabelled makes it."""
+    """Everyone in a batch of one picture as pose.data.scenes.unlabelled makes it."""
     skeleton: Skeleton
     input_size: tuple[int, int]
     """Width and height of the canvas."""
@@ -31,8 +39,13 @@ class SceneModel:
 
     @staticmethod
     def load(folder: Path) -> SceneModel:
-        """A bundle or a finished training folder. Raises what `trained` raises."""
-        return of_trained(trained(folder), folder)
+        """A bundle (its graph) or a finished training folder (its weights).
+
+        Raises ConfigError for a folder that is neither, ExportError for a bundle that does not load, TrainingError
+        for a training that has not finished.
+        """
+        require_model(folder)
+        return _from_bundle(folder) if (folder / "model.json").is_file() else _from_training(trained(folder), folder)
 
     def predict(self, images: Sequence[Image.Image], ids: Sequence[int]) -> People:
         """Everyone in these RGB pictures, in their pixels, picture by picture. At least one picture."""
@@ -45,8 +58,7 @@ class SceneModel:
         return People.concatenate(parts)
 
 
-def of_trained(model: Trained, folder: Path) -> SceneModel:
-    """The torch network of a scene-view system."""
+def _from_training(model: Trained, folder: Path) -> SceneModel:
     system = model.system
 
     @torch.inference_mode()
@@ -55,3 +67,37 @@ def of_trained(model: Trained, folder: Path) -> SceneModel:
         return system.decode(system.forward(system.network, ready), ready)
 
     return SceneModel(f"{model.name} ({folder})", find, system.skeleton, system.params.input_size, system.finds_joints)
+
+
+def _from_bundle(folder: Path) -> SceneModel:
+    facts = describe(folder)
+    session = onnx_session(folder / "model.onnx")
+    size = facts["input_size"]
+
+    def find(batch: SceneBatch) -> People:
+        seen = scenes.plain(batch, size).contiguous().numpy()
+        return to_people(session.run(list(OUTPUTS), {"images": seen}), batch, size)
+
+    system = SYSTEMS.get(facts["system"])
+    finds_joints = system is None or system.finds_joints
+    return SceneModel(f"{facts['system']} ({folder})", find, facts["skeleton"], size, finds_joints)
+
+
+def to_people(answer: Sequence[np.ndarray], batch: SceneBatch, size: tuple[int, int]) -> People:
+    """What a graph says (OUTPUTS, in pixels of its canvas) of a batch of one picture; boxes are clipped to it."""
+    boxes, person_scores, keypoints, scores, presence = (part.astype(np.float32) for part in answer)
+    extent, original = batch.extents[0].double().numpy(), batch.image_sizes[0].double().numpy()
+    to_original = batch.to_original[0].double().numpy()
+    # The canvas shows the stored picture by one factor, its corner in the canvas' own.
+    to_original = np.column_stack([to_original[:, :2] / (np.array(size) / extent).min(), to_original[:, 2]])
+    count = len(boxes)
+    corners = np.clip(transform(to_original, boxes.reshape(-1, 2).astype(np.float64)), 0, original)
+    return People(
+        image_ids=np.full(count, int(batch.image_ids[0]), np.int64),
+        image_sizes=np.tile(original.astype(np.float32), (count, 1)),
+        keypoints=transform(to_original, keypoints.astype(np.float64)).astype(np.float32),
+        scores=scores,
+        presence=presence,
+        boxes=corners.reshape(-1, 4).astype(np.float32),
+        person_scores=person_scores,
+    )
