@@ -2,7 +2,7 @@
 
 One graph: images uint8 [B, 3, H, W] RGB at the network's input size in; keypoints [B, K, 2] in pixels of that
 input, scores [B, K] and presence [B, K] out. B is free. What both files say is held against the network itself on
-real evaluation crops before anything is handed on.
+real evaluation crops before anything is handed on. Systems of the scene view differ: see pose.export_scenes.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pose import export_scenes
 from pose.config import CropParams, ExportParams
 from pose.data import views
 from pose.data.loader import Loader
+from pose.data.scenes import SceneSplit
 from pose.data.shards import Split
 from pose.errors import ExportError
 from pose.layers.normalise import Normalise
@@ -35,7 +37,7 @@ PROBABILITY_TOLERANCE = 1e-3
 THROUGHPUT_BATCH = 16
 
 Predict = Callable[[np.ndarray], tuple[np.ndarray, ...]]
-"""uint8 [B, 3, H, W] to keypoints, scores, presence."""
+"""uint8 [B, 3, H, W] to the graph's outputs."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +45,19 @@ class ExportReport:
     """What was exported and how it behaves on this machine, in ONNX Runtime on the CPU."""
 
     parity_px: dict[str, float]
-    """Largest difference in input pixels between the network and each file, over `parity_images` crops."""
+    """Largest difference in input pixels between the network and each file, over `parity_images` crops or scenes."""
     parity_images: int
     latency_ms: float
     """Median time of one image."""
     throughput: float
-    """Images per second in batches of 16."""
+    """Images per second in batches of `batch`."""
     threads: int
     """ONNX Runtime's intra-op threads; 0 is one per core."""
     parameters: int
     bytes: dict[str, int]
     seconds: float
+    batch: int = THROUGHPUT_BATCH
+    """Images at a time in `throughput`; scenes go one by one."""
 
     @staticmethod
     def load(bundle: Path) -> ExportReport:
@@ -81,7 +85,7 @@ def export(
     name: str,
     system: System,
     weights: Path,
-    split: Split,
+    split: Split | SceneSplit,
     crop: CropParams,
     out: Path,
     params: ExportParams,
@@ -105,37 +109,68 @@ def export(
 
 
 def _build(
-    name: str, system: System, split: Split, crop: CropParams, directory: Path, params: ExportParams, threads: int
+    name: str,
+    system: System,
+    split: Split | SceneSplit,
+    crop: CropParams,
+    directory: Path,
+    params: ExportParams,
+    threads: int,
 ) -> ExportReport:
     """Both programs and what is said of them; raises ExportError where one of them is wrong."""
     started = time.monotonic()
     system.network.cpu()
-    deployed = Deployed(system).eval()
-    _write_programs(deployed, system.params.input_size, directory)
+    scene = system.view == "scene"
+    deployed = (export_scenes.DeployedScene(system) if scene else Deployed(system)).eval()
+    outputs = export_scenes.OUTPUTS if scene else OUTPUTS
+    _write_programs(deployed, system.params.input_size, directory, outputs, any_batch=not scene)
     _write_description(name, system, crop, directory / "model.json")
 
     rows = np.unique(np.linspace(0, len(split) - 1, params.parity_images).round().astype(np.int64))
-    images = inputs(system, split, rows)
-    run_onnx = onnx_network(directory / "model.onnx", threads)
+    run_onnx = onnx_network(directory / "model.onnx", threads, outputs)
     candidates = {"onnx": run_onnx, "torch_export": exported_network(directory / "model.pt2")}
-    expected = _eager(deployed)(images)
-    parity = {
-        kind: check_parity(f"{name}, {kind}", run, images, expected, split, rows, params.tolerance_px)
-        for kind, run in candidates.items()
-    }
-    batch = np.resize(images, (THROUGHPUT_BATCH, *images.shape[1:]))
+    images, check = (_scene_check if scene else _person_check)(system, split, rows, _eager(deployed), params)
+    parity = {kind: check(f"{name}, {kind}", run) for kind, run in candidates.items()}
+    count = 1 if scene else THROUGHPUT_BATCH
+    batch = np.resize(images, (count, *images.shape[1:]))
     report = ExportReport(
         parity_px=parity,
         parity_images=len(rows),
         latency_ms=1000 * _seconds(run_onnx, images[:1], params.latency_runs),
-        throughput=THROUGHPUT_BATCH / _seconds(run_onnx, batch, params.latency_runs),
+        throughput=count / _seconds(run_onnx, batch, params.latency_runs),
         threads=threads,
         parameters=parameter_count(system.network),
         bytes={path.name: path.stat().st_size for path in sorted(directory.glob("model.*"))},
         seconds=time.monotonic() - started,
+        batch=count,
     )
     (directory / "export.json").write_text(json.dumps(asdict(report), indent=1) + "\n")
     return report
+
+
+Check = Callable[[str, Predict], float]
+"""(what it is, a way to run it) to its largest distance from the network; raises ExportError beyond the tolerance."""
+
+
+def _person_check(
+    system: System, split: Split, rows: np.ndarray, network: Predict, params: ExportParams
+) -> tuple[np.ndarray, Check]:
+    """The images of these rows, and what holds another way of running them against the network."""
+    images = inputs(system, split, rows)
+    expected = network(images)
+    return images, lambda what, run: check_parity(what, run, images, expected, split, rows, params.tolerance_px)
+
+
+def _scene_check(
+    system: System, split: SceneSplit, rows: np.ndarray, network: Predict, params: ExportParams
+) -> tuple[np.ndarray, Check]:
+    """As _person_check, image by image."""
+    images = export_scenes.inputs(system, split, rows)
+    expected = [network(image[None]) for image in images]
+    floor = system.score_floor
+    return images, lambda what, run: export_scenes.check_parity(
+        what, run, images, expected, split, rows, params.tolerance_px, floor
+    )
 
 
 def inputs(system: System, split: Split, rows: np.ndarray) -> np.ndarray:
@@ -177,14 +212,14 @@ def check_parity(
     return float(distance[worst])
 
 
-def onnx_network(path: Path, threads: int = 0) -> Predict:
+def onnx_network(path: Path, threads: int = 0, outputs: tuple[str, ...] = OUTPUTS) -> Predict:
     """An ONNX file in ONNX Runtime on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda images: tuple(session.run(list(OUTPUTS), {"images": images}))
+    return lambda images: tuple(session.run(list(outputs), {"images": images}))
 
 
 def exported_network(path: Path) -> Predict:
@@ -201,20 +236,22 @@ def _eager(module: nn.Module) -> Predict:
     return run
 
 
-def _write_programs(deployed: Deployed, size: tuple[int, int], directory: Path) -> None:
+def _write_programs(
+    deployed: nn.Module, size: tuple[int, int], directory: Path, outputs: tuple[str, ...], *, any_batch: bool
+) -> None:
     """model.pt2 and, made from the same traced program, model.onnx with its weights inside."""
-    # A batch of one would be traced as a constant.
     width, height = size
-    example = torch.zeros(2, 3, height, width, dtype=torch.uint8)
-    batch = torch.export.Dim("batch", min=1)
+    # A batch of one would be traced as a constant, which is what scenes want.
+    example = torch.zeros(2 if any_batch else 1, 3, height, width, dtype=torch.uint8)
+    shapes = {"images": {0: torch.export.Dim("batch", min=1)}} if any_batch else None
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.export.export(deployed, (example,), dynamic_shapes={"images": {0: batch}})
+        program = torch.export.export(deployed, (example,), dynamic_shapes=shapes)
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)  # names files of this machine
         torch.export.save(program, directory / "model.pt2")
         graph = torch.onnx.export(
-            program, dynamo=True, input_names=["images"], output_names=list(OUTPUTS), optimize=True, verbose=False
+            program, dynamo=True, input_names=["images"], output_names=list(outputs), optimize=True, verbose=False
         )
     assert graph is not None
     for node in graph.model.graph.all_nodes():
@@ -225,6 +262,7 @@ def _write_programs(deployed: Deployed, size: tuple[int, int], directory: Path) 
 def _write_description(name: str, system: System, crop: CropParams, path: Path) -> None:
     described = {
         "system": name,
+        "view": system.view,
         "params": system.params.model_dump(mode="json"),
         "skeleton": system.skeleton.name,
         "joints": list(system.skeleton.joints),
