@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ class Results:
         return [
             {
                 "architecture": entry.name,
-                metric: f"{entry.evaluation.metrics[metric]:.4f}" if entry.evaluation else "failed",
+                metric: f"{entry.evaluation.metrics.get(metric, nan):.4f}" if entry.evaluation else "failed",
                 "latency ms": f"{entry.latency_ms:.2f}" if entry.latency_ms else "",
                 "version": entry.version or "",
                 "outcome": entry.failure or entry.reason,

@@ -11,14 +11,28 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pose.data.shards import DatasetInfo
 from pose.evaluation import DEFINITIONS, LOWER_IS_BETTER, Evaluation
-from pose.metrics import bootstrap
+from pose.metrics import bootstrap, ranking
 from pose.progress import track
-from pose.report import pictures, tables
+from pose.report import pictures, sections, tables
 from pose.report.entry import Entry, ranked
+from pose.report.sections import headline
 from pose.skeleton import Skeleton, skeleton_named
 
-HEADLINE = "pck_image_12"
 LABELS = {
+    "oks_ap": "OKS AP",
+    "oks_ap50": "OKS AP50",
+    "oks_ap75": "OKS AP75",
+    "oks_ap_medium": "OKS AP medium",
+    "oks_ap_large": "OKS AP large",
+    "oks_ar": "OKS AR",
+    "oks_ar50": "OKS AR50",
+    "oks_ar75": "OKS AR75",
+    "oks_ar_medium": "OKS AR medium",
+    "oks_ar_large": "OKS AR large",
+    "box_ap": "box AP",
+    "box_ap50": "box AP50",
+    "box_ap75": "box AP75",
+    "box_ar": "box AR",
     "pck_image_12": "PCK@1/12",
     "pck_torso_02": "PCK torso@0.2",
     "pck_torso_auc": "torso AUC",
@@ -31,6 +45,7 @@ LABELS = {
     "presence_absent_ap": "absent AP",
     "always_visible_accuracy": "always visible",
 }
+LABELS |= {f"{name}_detected": f"{label}, detected" for name, label in LABELS.items() if name.startswith("oks_")}
 PRESENCE_EXAMPLES = 4
 
 
@@ -46,8 +61,8 @@ def build(
 
     diagrams = (plots.standing, plots.training_curves, plots.speed_against_accuracy, plots.pck_curves)
     skeleton = skeleton_named(info.skeleton)
-    order = ranked(entries, HEADLINE)
-    known = [entry.name for entry in order]
+    order = ranked(entries, headline(entries))
+    single = [entry for entry in order if "pck_image_12" in _of(entry).metrics]
     page = (
         _environment()
         .get_template("page.html")
@@ -61,19 +76,24 @@ def build(
             failed=[entry for entry in entries if entry.evaluation is None],
             colour=plots.colours(entries),
             diagrams={draw.__name__: plots.render(draw, entries) for draw in diagrams} if order else {},
+            headline=LABELS[headline(entries)],
             accuracy=_accuracy_rows(order),
             labels=LABELS,
             definitions=DEFINITIONS,
             evaluation=order[0].evaluation if order else None,
-            baselines=order[0].evaluation.baselines if order and order[0].evaluation else {},
+            baselines=_of((single or order)[0]).baselines if order else {},
             lower_is_better=LOWER_IS_BETTER,
-            joints=_joint_rows(order, HEADLINE, "mean_pose_pck_image_12"),
+            joints=_joint_rows(single, "pck_image_12", "mean_pose_pck_image_12"),
             presence_joints=_joint_rows(_with_presence(order), "presence_accuracy", "visible_share"),
             presence_names=[entry.name for entry in _with_presence(order)],
-            limbs=_limb_rows(order),
-            known=known,
-            presence={entry.name: pictures.presence_pictures(entry, skeleton, PRESENCE_EXAMPLES) for entry in order},
-            galleries=_galleries(order, skeleton, gallery),
+            limbs=_limb_rows(single),
+            single=single,
+            slices=sections.slice_tables(order),
+            diagnosis=sections.diagnosis_tables(order),
+            joint_errors=sections.joint_error_rows(order),
+            protocols=sections.protocol_rows(order),
+            presence={entry.name: pictures.presence_pictures(entry, skeleton, PRESENCE_EXAMPLES) for entry in single},
+            galleries=_galleries(single, skeleton, gallery),
             lineage=_lineage(entries),
             percent=tables.percent,
             number=tables.number,
@@ -88,23 +108,25 @@ def build(
 
 def verdict(entries: Sequence[Entry]) -> list[str]:
     """What the run came to, in a few sentences for someone who reads no further."""
-    order = ranked(entries, HEADLINE)
+    metric = headline(entries)
+    order = ranked(entries, metric)
     failed = [entry for entry in entries if entry.evaluation is None]
     if not order:
         return [f"No architecture finished: {', '.join(entry.name for entry in failed) or 'none was asked for'}."]
     best = order[0]
-    evaluation = best.evaluation
-    assert evaluation is not None
-    low, high = evaluation.intervals[HEADLINE]
+    evaluation = _of(best)
+    low, high = evaluation.intervals[metric]
+    floor = evaluation.baselines.get("mean_pose", {}).get(metric)
+    beside = (
+        "" if floor is None else f"; a mean pose that looks at nothing {_REACHES[metric]} {tables.percent(floor)} %"
+    )
     text = [
-        f"{best.name} finds {tables.percent(evaluation.metrics[HEADLINE])} % of the labelled joints within 1/12 of "
-        f"the squashed image's side ({100 * evaluation.confidence:g} % interval {tables.percent(low)} to "
-        f"{tables.percent(high)}); a mean pose that looks at nothing finds "
-        f"{tables.percent(evaluation.baselines['mean_pose'][HEADLINE])} %."
+        f"{best.name} {_FINDS[metric].format(tables.percent(evaluation.metrics[metric]))} "
+        f"({100 * evaluation.confidence:g} % interval {tables.percent(low)} to {tables.percent(high)}){beside}."
     ]
     if len(order) > 1 and order[1].evaluation is not None:
-        text.append(_lead(best, order[1]))
-    below = [entry.name for entry in order if not _beats_mean_pose(entry)]
+        text += _lead(best, order[1], metric)
+    below = [entry.name for entry in order if not _beats_mean_pose(entry, metric)]
     if below:
         text.append(f"Not clearly above the mean pose: {', '.join(below)}.")
     text += [f"{entry.name} is the champion of {entry.champion_of}." for entry in entries if entry.champion_of]
@@ -135,26 +157,48 @@ def _environment() -> Environment:
     )  # fmt: skip
 
 
-def _lead(best: Entry, second: Entry) -> str:
+_FINDS = {
+    "pck_image_12": "finds {} % of the labelled joints within 1/12 of the squashed image's side",
+    "oks_ap": "reaches an average precision of {} % (OKS 0.50 to 0.95)",
+    "box_ap": "reaches an average precision of {} % on boxes (IoU 0.50 to 0.95)",
+}
+_REACHES = {"pck_image_12": "finds", "oks_ap": "reaches", "box_ap": "reaches"}
+
+
+def _lead(best: Entry, second: Entry, metric: str) -> list[str]:
     """By how much the first leads the second, from the paired bootstrap over the same images."""
-    first, other = best.evaluation, second.evaluation
-    assert first is not None
-    assert other is not None
-    difference, low, high = bootstrap.paired(
-        *first.per_image[HEADLINE], *other.per_image[HEADLINE], first.resamples, first.confidence
-    )
+    first, other = _of(best), _of(second)
+    if metric not in other.metrics:
+        return []
+    ours, theirs = first.protocol_of(metric), other.protocol_of(metric)
+    if ours is not None and theirs is not None and not ours.rivals(theirs):
+        return [f"{second.name} was measured by another protocol ({theirs.boxes} boxes, {ours.boxes} here)."]
+    difference, low, high = compared(first, other, metric)
     sure = "a lead beyond chance" if low > 0 else "which may be chance"
-    return (
+    return [
         f"It leads {second.name} by {100 * difference:.1f} points (paired interval {100 * low:+.1f} to "
         f"{100 * high:+.1f}), {sure}."
-    )
+    ]
 
 
-def _beats_mean_pose(entry: Entry) -> bool:
-    assert entry.evaluation is not None
-    sums = entry.evaluation.per_image
+def compared(first: Evaluation, other: Evaluation, metric: str) -> tuple[float, float, float]:
+    """(difference, low, high) of a paired bootstrap over the same images."""
+    if metric in first.rankings:
+        rankings = first.rankings[metric], other.rankings[metric]
+        return ranking.paired(*rankings, first.resamples, first.confidence)
+    sums = *first.per_image[metric], *other.per_image[metric]
+    return bootstrap.paired(*sums, first.resamples, first.confidence)
+
+
+def _beats_mean_pose(entry: Entry, metric: str) -> bool:
+    evaluation = _of(entry)
+    sums = evaluation.per_image
+    if f"mean_pose_{metric}" not in sums:
+        # Average precisions are no sums over images; where the whole interval lies above the floor is sure enough.
+        floor = evaluation.baselines.get("mean_pose", {}).get(metric, 0.0)
+        return metric not in evaluation.metrics or evaluation.intervals[metric][0] > floor
     _, low, _ = bootstrap.paired(
-        *sums[HEADLINE], *sums[f"mean_pose_{HEADLINE}"], entry.evaluation.resamples, entry.evaluation.confidence
+        *sums[metric], *sums[f"mean_pose_{metric}"], evaluation.resamples, evaluation.confidence
     )
     return low > 0
 
@@ -175,7 +219,7 @@ def _accuracy_rows(order: Sequence[Entry]) -> list[dict[str, Any]]:
             {"text": _cell(_of(entry), name), "interval": _interval(_of(entry), name), "best": value == best}
             for entry, value in zip(order, values, strict=True)
         ]
-        floor = {who: row[name] for who, row in _of(order[0]).baselines.items() if name in row}
+        floor = {who: row[name] for entry in order for who, row in _of(entry).baselines.items() if name in row}
         rows.append({"name": name, "cells": cells, "floor": {who: _figure(v, name) for who, v in floor.items()}})
     return [row for row in rows if row["name"] != "always_visible_accuracy"]
 

@@ -15,6 +15,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullL
 
 from pose.evaluation import Evaluation
 from pose.report.entry import Entry, ranked
+from pose.report.sections import headline
 
 INK = "#010203"
 """Stands for the page's text colour and becomes `currentColor` in the SVG."""
@@ -63,20 +64,28 @@ def render(draw: Callable[[Sequence[Entry]], Figure], entries: Sequence[Entry]) 
     return text.replace('id="', f'id="{name}-').replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
 
 
+TITLES = {
+    "pck_image_12": "PCK at 1/12 of the squashed image, %",
+    "oks_ap": "average precision (OKS), %",
+    "box_ap": "average precision (boxes), %",
+}
+
+
 def standing(entries: Sequence[Entry]) -> Figure:
     """Each architecture's two headline figures with their intervals, against the baselines."""
     figure = _figure(10, 0.9 + 0.42 * max(len(entries), 2))
     left, right = figure.subplots(1, 2, sharey=True)
-    order = list(reversed(ranked(entries, "pck_image_12")))
+    first = headline(entries)
+    order = list(reversed(ranked(entries, first)))
     colour = colours(entries)
-    for axes, metric, label in (
-        (left, "pck_image_12", "PCK at 1/12 of the squashed image, %"),
-        (right, "presence_balanced_accuracy", "presence, balanced accuracy, %"),
+    for axes, metric, label, nothing in (
+        (left, first, TITLES[first], "not measured"),
+        (right, "presence_balanced_accuracy", "presence, balanced accuracy, %", "no presence head"),
     ):
         for row, entry in enumerate(order):
             evaluation = _known(entry)
             if metric not in evaluation.metrics:
-                axes.text(98, row, "no presence head", va="center", ha="right", alpha=0.6, style="italic")
+                axes.text(98, row, nothing, va="center", ha="right", alpha=0.6, style="italic")
                 continue
             value, (low, high) = 100 * evaluation.metrics[metric], 100 * np.array(evaluation.intervals[metric])
             axes.plot([low, high], [row, row], color=colour[entry.name], lw=5, alpha=0.35, solid_capstyle="round")
@@ -84,7 +93,9 @@ def standing(entries: Sequence[Entry]) -> Figure:
             axes.annotate(f"{value:.1f}", (value, row), (0, 9), textcoords="offset points", ha="center", fontsize=9)
         axes.set(title=label, xlim=(0, 100), ylim=(-0.6, len(order) - 0.3))
     if order:
-        _baseline_line(left, 100 * _known(order[0]).baselines["mean_pose"]["pck_image_12"], "mean pose")
+        floor = _known(order[-1]).baselines.get("mean_pose", {}).get(first)
+        if floor is not None:
+            _baseline_line(left, 100 * floor, "mean pose")
         _baseline_line(right, 50, "always visible")
         left.set_yticks(range(len(order)), [entry.name for entry in order])
     return figure
@@ -126,9 +137,12 @@ def speed_against_accuracy(entries: Sequence[Entry]) -> Figure:
     figure = _figure(10, 3.9)
     throughput, time, latency = figure.subplots(1, 3, sharey=True)
     colour = colours(entries)
-    for entry in ranked(entries, "pck_image_12"):
+    metric = headline(entries)
+    for entry in ranked(entries, metric):
         evaluation = _known(entry)
-        value, ends = 100 * evaluation.metrics["pck_image_12"], 100 * np.array(evaluation.intervals["pck_image_12"])
+        if metric not in evaluation.metrics:
+            continue
+        value, ends = 100 * evaluation.metrics[metric], 100 * np.array(evaluation.intervals[metric])
         for axes, x in ((throughput, entry.images_per_second), (latency, entry.latency_ms)):
             if x is not None:
                 axes.plot(x, value, "o", color=colour[entry.name], ms=_bubble(entry), alpha=0.45, mew=0)
@@ -136,7 +150,7 @@ def speed_against_accuracy(entries: Sequence[Entry]) -> Figure:
                 axes.annotate(entry.name, (x, value), (0, 13), textcoords="offset points", fontsize=9, ha="center")
         seconds, points = _against_time(entry)
         time.plot(seconds, points, color=colour[entry.name], label=entry.name)
-    throughput.set(title="training speed", xlabel="training images per second", ylabel="PCK at 1/12, %")
+    throughput.set(title="training speed", xlabel="training images per second", ylabel=TITLES[metric])
     time.set(title="time spent", xlabel="seconds of training (validation PCK)")
     latency.set(title="latency", xlabel="ms for one image (ONNX)")
     for axes in (throughput, latency):
@@ -153,7 +167,7 @@ def pck_curves(entries: Sequence[Entry]) -> Figure:
     """PCK against its threshold, in both geometries, with the mean pose."""
     figure = _figure(10, 3.9)
     colour = colours(entries)
-    order = ranked(entries, "pck_image_12")
+    order = [entry for entry in ranked(entries, "pck_image_12") if "image" in _known(entry).curves]
     for axes, kind, unit, mark in zip(
         figure.subplots(1, 2),
         ("image", "torso"),
@@ -171,7 +185,8 @@ def pck_curves(entries: Sequence[Entry]) -> Figure:
         axes.axvline(mark, color=INK, lw=0.8, ls=":", alpha=0.6)
         axes.set(title=f"joints within a {unit.split(',')[0]}, %", xlabel=f"threshold, {unit}", ylim=(0, 100))
         axes.set_xlim(left=0)
-    figure.axes[0].legend(fontsize=9, loc="upper left")
+    if order:
+        figure.axes[0].legend(fontsize=9, loc="upper left")
     return figure
 
 

@@ -11,13 +11,35 @@ from rich.text import Text
 
 from pose.evaluation import Evaluation
 from pose.report.entry import Entry, ranked
+from pose.report.sections import headline
 
-COLUMNS = (
-    ("pck_image_12", "PCK@1/12"),
-    ("pck_torso_02", "PCK torso"),
-    ("presence_accuracy", "presence"),
-    ("presence_balanced_accuracy", "balanced"),
-)
+COLUMNS = {
+    "pck_image_12": (
+        ("pck_image_12", "PCK@1/12"),
+        ("pck_torso_02", "PCK torso"),
+        ("presence_accuracy", "presence"),
+        ("presence_balanced_accuracy", "balanced"),
+    ),
+    "oks_ap": (
+        ("oks_ap", "OKS AP"),
+        ("oks_ap50", "AP50"),
+        ("oks_ap_detected", "detected"),
+        ("box_ap", "box AP"),
+    ),
+}
+COLUMNS["box_ap"] = COLUMNS["oks_ap"]
+"""Of a run, by the metric it is ranked by."""
+NOTES = {
+    "pck_image_12": (
+        "PCK@1/12: joints within 1/12 of the side, image squashed to a square; PCK torso: within 0.2 of the torso; "
+        "balanced: balanced accuracy of presence; ms: latency of one image."
+    ),
+    "oks_ap": (
+        "OKS AP: average precision of poses as COCO defines it, in annotated boxes where the system needs any; "
+        "detected: the same in detected boxes; box AP: of the boxes a system finds itself; ms: latency of one image."
+    ),
+}
+NOTES["box_ap"] = NOTES["oks_ap"]
 FEWEST_CHARACTERS = 8
 """Width of a figure's column at least, so that an interval stays on one line."""
 
@@ -27,19 +49,21 @@ def results_table(entries: Sequence[Entry]) -> Table:
 
     Fits a terminal of 100 characters; reasons stand below the rows.
     """
+    first = headline(entries)
+    columns = COLUMNS[first]
     title, caption = Text(_title(entries)), Text(_caption(entries))
     table = Table(
         title=title, title_justify="left", caption=caption, caption_justify="left", box=SIMPLE_HEAD, pad_edge=False
     )
     table.add_column("architecture", no_wrap=True)
-    for _, label in COLUMNS:
+    for _, label in columns:
         table.add_column(label, justify="right", min_width=FEWEST_CHARACTERS, no_wrap=True)
     table.add_column("ms", justify="right", no_wrap=True)
     table.add_column("version", justify="right", no_wrap=True)
     table.add_column("outcome", no_wrap=True)
-    order = ranked(entries, "pck_image_12")
+    order = ranked(entries, first)
     for entry in order:
-        figures = [interval_text(entry.evaluation, metric) for metric, _ in COLUMNS]
+        figures = [interval_text(entry.evaluation, metric) for metric, _ in columns]
         number_of_version = (entry.version or "–").rsplit("/", 1)[-1]
         table.add_row(
             entry.name,
@@ -51,10 +75,10 @@ def results_table(entries: Sequence[Entry]) -> Table:
         )
     for entry in entries:
         if entry.evaluation is None:
-            table.add_row(entry.name, *["–"] * (len(COLUMNS) + 2), "failed", style="red")
+            table.add_row(entry.name, *["–"] * (len(columns) + 2), "failed", style="red")
     if order and order[0].evaluation is not None:
         for name, row in order[0].evaluation.baselines.items():
-            figures = [percent(row.get(metric)) for metric, _ in COLUMNS]
+            figures = [percent(row.get(metric)) for metric, _ in columns]
             table.add_row(name.replace("_", " "), *figures, "", "", "baseline", style="dim")
     return table
 
@@ -95,7 +119,7 @@ def short_outcome(entry: Entry) -> str:
 
 
 def _title(entries: Sequence[Entry]) -> str:
-    order = ranked(entries, "pck_image_12")
+    order = ranked(entries, headline(entries))
     if not order or order[0].evaluation is None:
         return "no architecture was evaluated"
     evaluation = order[0].evaluation
@@ -108,8 +132,7 @@ def _caption(entries: Sequence[Entry]) -> str:
     evaluations = [entry.evaluation for entry in entries if entry.evaluation is not None]
     if evaluations:
         lines.append(
-            f"Below each figure its {100 * evaluations[0].confidence:g} % bootstrap interval over images. PCK@1/12: "
-            "joints within 1/12 of the side, image squashed to a square; PCK torso: within 0.2 of the torso; "
-            "balanced: balanced accuracy of presence; ms: latency of one image."
+            f"Below each figure its {100 * evaluations[0].confidence:g} % bootstrap interval over images. "
+            f"{NOTES[headline(entries)]}"
         )
     return "\n".join(lines)
