@@ -291,7 +291,10 @@ class ExportParams(Strict):
 class PromotionParams(Strict):
     """When a challenger replaces the champion: the metric is better by more than the margin, surely."""
 
-    metric: Literal["pck_image_12", "pck_torso_02", "pck_torso_auc", "pcp_strict", "pcp_loose", "pckh_05", "mse_unit"]
+    metric: Literal[
+        "pck_image_12", "pck_torso_02", "pck_torso_auc", "pcp_strict", "pcp_loose", "pckh_05", "mse_unit", "oks_ap",
+        "oks_ap_detected",
+    ]  # fmt: skip
     margin: NonNegative
     resamples: Count
     confidence: Annotated[float, Field(gt=0, lt=1)]

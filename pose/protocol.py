@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pose.data.shards import DIGESTS
 from pose.digests import file_sha256, json_sha256
 from pose.errors import DataError
 
@@ -59,6 +58,8 @@ class Protocol:
 
 def data_version(directory: Path) -> str:
     """Identity of a prepared dataset's content. Raises DataError where it was not sealed."""
+    from pose.data.shards import DIGESTS  # pyarrow, which who only asks for a registered protocol need not wait for
+
     if not (directory / DIGESTS).exists():
         raise DataError(f"{directory} has no {DIGESTS}; prepare the dataset first (`pose data prepare`).")
     return file_sha256(directory / DIGESTS)

@@ -27,6 +27,9 @@ def evaluate(
     model: Model,
     dataset: OnDataset = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also save the evaluation in this folder.")] = None,
+    detections: Annotated[
+        Path | None, typer.Option(help="COCO detections (JSON) of the split: figures in these boxes too.")
+    ] = None,
     profile: Profile = None,
     set_: Set = None,
     json: Json = False,
@@ -36,7 +39,7 @@ def evaluate(
     `--set evaluation.split=val` takes the validation split. Example: `pose evaluate models:/pose-lspet@champion`
     """
     params = load_params(profile, set_)
-    evaluation = evaluate_folder(model_folder(model, profile, set_), dataset or params.dataset, params)
+    evaluation = evaluate_folder(model_folder(model, profile, set_), dataset or params.dataset, params, detections)
     if out is not None:
         evaluation.save(out)
     if json:
@@ -116,7 +119,8 @@ def _print(evaluation: Evaluation) -> None:
     from pose.evaluation import DEFINITIONS
 
     rows = []
-    for name, definition in DEFINITIONS.items():
+    named = {f"{name}{suffix}": text for suffix in ("", "_detected") for name, text in DEFINITIONS.items()}
+    for name, definition in named.items():
         if name not in evaluation.metrics:
             continue
         low, high = evaluation.intervals[name]
@@ -126,3 +130,9 @@ def _print(evaluation: Evaluation) -> None:
     title = f"{evaluation.people} people, {evaluation.dataset} {evaluation.split}"
     interval = f"{evaluation.confidence:.0%} interval"
     print_table(title, ("metric", "value", interval, "baseline", "what it counts"), rows, right=("value",))
+    for suffix, protocol in evaluation.protocols.items():
+        boxes = {"none": "no boxes", "truth": "annotated boxes"}.get(protocol.boxes, f"{protocol.boxes} boxes")
+        typer.echo(
+            f"protocol {protocol.id}{f' of figures in {suffix}' if suffix else ''}: {boxes}, "
+            f"data {protocol.data[:12]}, NMS {protocol.nms}"
+        )

@@ -13,7 +13,7 @@ from pose.commands.output import print_json, print_table
 
 if TYPE_CHECKING:
     from pose.evaluation import Evaluation
-    from pose.registry import Registry
+    from pose.registry import Registry, Version
 
 app = typer.Typer(no_args_is_help=True, help="Registered models: champions, promotion, rollback, lineage.")
 
@@ -37,23 +37,51 @@ def list_(profile: Profile = None, set_: Set = None, json: Json = False) -> None
 
 
 @app.command()
-def show(model: Model, profile: Profile = None, set_: Set = None, json: Json = False) -> None:
-    """All versions of one model with their aliases, headline metric, data and commit.
+def show(
+    model: Model,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option("--compare", metavar="REFERENCE", help="Hold the champion (or NAME/VERSION) against these."),
+    ] = None,
+    profile: Profile = None,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """All versions of one model with their aliases, headline metric, data and commit; or its figures beside others'.
 
-    Example: `pose registry show pose-vgg19`
+    Figures of different protocols (data, split, boxes, flip test, sigmas, NMS, evaluator) are not compared (exit code
+    6). Example: `pose registry show pose-vgg19`, `pose registry show pose-vgg19 --compare pose-alexnet/3`
     """
-    versions = _registry(profile, set_).show(model)
-    if json:
-        print_json([{**asdict(version), "metrics": version.metrics} for version in versions])
+    if compare:
+        _compare(_registry(profile, set_), [model, *compare], json)
         return
+    versions = _registry(profile, set_).show(model)
     metric = load_params(profile, set_).promotion.metric
+    if json:
+        print_json(
+            [
+                {**asdict(version), "metrics": version.metrics, "protocol": _protocol(version, metric)}
+                for version in versions
+            ]
+        )
+        return
     rows = [
-        (v.version, ", ".join(v.aliases), _number(v.metrics.get(metric)), v.tags.get("dataset"),
+        (v.version, ", ".join(v.aliases), _number(v.metrics.get(metric)), _protocol(v, metric), v.tags.get("dataset"),
          v.tags.get("data_hash", "")[:12], v.fingerprint[:12], v.tags.get("git_commit", "")[:12])
         for v in versions
     ]  # fmt: skip
-    columns = ("version", "aliases", metric, "dataset", "data", "fingerprint", "commit")
+    columns = ("version", "aliases", metric, "protocol", "dataset", "data", "fingerprint", "commit")
     print_table(model, columns, rows, right=("version", metric))
+
+
+def _compare(registry: Registry, references: list[str], json: bool) -> None:
+    table = registry.compare(references)
+    if json:
+        print_json(asdict(table))
+        return
+    rows = [(name, *(_number(value) for value in values)) for name, values in table.figures.items()]
+    rows.append(("protocol", *[table.protocol] * len(table.models)))
+    print_table("the same protocol", ("metric", *table.models), rows, right=table.models)
 
 
 @app.command()
@@ -157,6 +185,11 @@ def _registry(profile: str | None, set_: list[str] | None) -> Registry:
     from pose.registry import Registry
 
     return Registry(load_params(profile, set_).storage_path)
+
+
+def _protocol(version: Version, metric: str) -> str:
+    protocol = version.protocol_of(metric)
+    return "" if protocol is None else protocol.id
 
 
 def _number(value: float | None) -> str:

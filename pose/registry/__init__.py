@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from pose.config import PromotionParams
-from pose.registry import promotion, runs, versions
+from pose.registry import comparison, promotion, runs, versions
+from pose.registry.comparison import Comparison
 from pose.registry.ledger import Entry, whoami
 from pose.registry.promotion import Decision, Reevaluate
 from pose.registry.runs import RunLog
 from pose.registry.store import Store, translated
 from pose.registry.versions import ModelSummary, Version
 
-__all__ = ["Decision", "Entry", "ModelSummary", "Registry", "RunLog", "Store", "Version", "whoami"]
+__all__ = ["Comparison", "Decision", "Entry", "ModelSummary", "Registry", "RunLog", "Store", "Version", "whoami"]
 
 
 class Registry:
@@ -83,6 +84,10 @@ class Registry:
     def show(self, model: str) -> list[Version]:
         """All versions of one model, oldest first."""
         return versions.listed(self.store, model)
+
+    def compare(self, references: Sequence[str]) -> Comparison:
+        """Figures of several versions side by side. Raises RegistryError where their protocols differ."""
+        return comparison.compare(self.store, references)
 
     def resolve(self, reference: str) -> Version:
         """The version behind models:/NAME@ALIAS, models:/NAME/NUMBER or NAME."""

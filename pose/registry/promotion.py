@@ -13,7 +13,7 @@ import numpy as np
 from pose.config import PromotionParams
 from pose.errors import ConfigError, RegistryError
 from pose.evaluation import LOWER_IS_BETTER, Evaluation
-from pose.metrics import bootstrap
+from pose.metrics import bootstrap, ranking
 from pose.registry import ledger
 from pose.registry.locks import Lock, lock
 from pose.registry.store import Store, translated
@@ -77,17 +77,37 @@ def promote_dataset(
     why: str,
     reevaluate: Reevaluate | None = None,
 ) -> Decision:
-    """Offers the best candidate to `pose-<dataset>`, as a version that points to the candidate's own bundle."""
-    if not candidates:
+    """Offers the best candidate to `pose-<dataset>`, as a version that points to the candidate's own bundle.
+
+    Those without the metric (detectors) do not compete, nor do those measured by another protocol than most.
+    """
+    rivals = comparable(candidates, params.metric)
+    if not rivals:
         raise RegistryError(f"no registered model is left to compete for pose-{dataset}; see why each system failed.")
     sign = _sign(params.metric)
-    best = max(candidates, key=lambda version: sign * version.metrics.get(params.metric, -sign * np.inf))
+    best = max(rivals, key=lambda version: sign * version.metrics[params.metric])
     model = f"pose-{dataset}"
     with translated(store.uri):
         known = versions(store, model, f"tags.bundle_sha256 = '{best.tags['bundle_sha256']}'")
         tags = {key: value for key, value in best.tags.items() if key != "decision"} | {"origin": best.uri}
         offered = known[-1] if known else create(store, model, best.source, best.run_id, tags)
     return promote(store, model, offered.version, params, who, why, reevaluate)
+
+
+def comparable(candidates: Sequence[Version], metric: str) -> list[Version]:
+    """The candidates that have the metric by one protocol: that of most of them."""
+    measured = [version for version in candidates if np.isfinite(version.metrics.get(metric, np.nan))]
+    groups: list[list[Version]] = []
+    for version in measured:
+        theirs = version.protocol_of(metric)
+        for group in groups:
+            first = group[0].protocol_of(metric)
+            if theirs == first or (theirs is not None and first is not None and theirs.rivals(first)):
+                group.append(version)
+                break
+        else:
+            groups.append([version])
+    return max(groups, key=len, default=[])
 
 
 def rollback(store: Store, model: str, who: str, why: str, to: int | None = None) -> ledger.Entry:
@@ -133,6 +153,8 @@ def _exclusive(store: Store, model: str) -> Iterator[Lock]:
 def _decide(
     store: Store, challenger: Version, evaluation: Evaluation, params: PromotionParams, reevaluate: Reevaluate | None
 ) -> Decision:
+    if params.metric not in evaluation.metrics and "box_ap" in evaluation.metrics:
+        params = params.model_copy(update={"metric": "box_ap"})  # a detector finds boxes and nothing else
     value = _value(evaluation, params.metric)
     champion = _champion(store, challenger.name)
 
@@ -159,7 +181,7 @@ def _decide(
     if withdrawn is not None:
         again = f"`pose registry rollback {challenger.name} --to {challenger.version}` puts it back"
         return decided(False, f"was rolled back by {withdrawn.who}: {withdrawn.why}. {again}")
-    baseline = _value(evaluation, f"mean_pose_{params.metric}")
+    baseline = evaluation.metrics.get(f"mean_pose_{params.metric.removesuffix('_detected')}", 0.0)
     if _sign(params.metric) * (value - baseline) <= 0:
         return decided(False, f"{params.metric} {value:.4f} does not beat the mean pose's {baseline:.4f}")
     if champion is None:
@@ -181,6 +203,10 @@ def _decide(
             return decided(False, why)
         theirs = reevaluate(bundle)
         if not same_images(evaluation, theirs, params.metric):
+            apart = _apart(evaluation, theirs, params.metric)
+            if apart:
+                # A property of the systems, not of the night: what sees true boxes has it easier than what does not.
+                return decided(False, f"{params.metric} is not comparable with champion {champion}'s: {apart}")
             raise RegistryError(
                 f"champion {challenger.name}/{champion} was evaluated anew on {theirs.dataset} {theirs.split} "
                 f"({len(theirs.image_ids)} images), challenger {challenger.version} on {evaluation.dataset} "
@@ -213,20 +239,37 @@ def _same_training(store: Store, challenger: Version, number: int) -> bool:
 
 def compare(challenger: Evaluation, champion: Evaluation, params: PromotionParams) -> tuple[float, float, float]:
     """(difference, low, high) of a paired bootstrap over images, signed so that positive means better."""
+    if params.metric in challenger.rankings:
+        rankings = challenger.rankings[params.metric], champion.rankings[params.metric]
+        return ranking.paired(*rankings, params.resamples, params.confidence)
     ours, theirs = challenger.per_image[params.metric], champion.per_image[params.metric]
     difference, low, high = bootstrap.paired(*ours, *theirs, params.resamples, params.confidence)
     return (difference, low, high) if _sign(params.metric) > 0 else (-difference, -high, -low)
 
 
 def same_images(a: Evaluation, b: Evaluation, metric: str) -> bool:
-    """Whether two evaluations speak of the same images with the same truth, in the same order."""
+    """Whether two evaluations speak of the same images with the same truth, in the same order, by the same protocol."""
+    ours, theirs = a.protocol_of(metric), b.protocol_of(metric)
+    if (ours is None) != (theirs is None) or (ours is not None and theirs is not None and not ours.rivals(theirs)):
+        return False
+    if (a.dataset, a.split) != (b.dataset, b.split):
+        return False
+    if metric in a.rankings and metric in b.rankings:
+        return np.array_equal(a.rankings[metric].wanted, b.rankings[metric].wanted)
     return (
-        (a.dataset, a.split) == (b.dataset, b.split)
-        and metric in a.per_image
+        metric in a.per_image
         and metric in b.per_image
         and np.array_equal(a.image_ids, b.image_ids)
         and np.array_equal(a.per_image[metric][1], b.per_image[metric][1])
     )
+
+
+def _apart(a: Evaluation, b: Evaluation, metric: str) -> str:
+    """How the two systems' protocols differ in words; nothing where they do not."""
+    ours, theirs = a.protocol_of(metric), b.protocol_of(metric)
+    if ours is None or theirs is None or ours.rivals(theirs):
+        return ""
+    return "; ".join(f"{name} {mine} here, {other} there" for name, (mine, other) in ours.differences(theirs).items())
 
 
 def _verdict(numbers: tuple[float, float, float], champion: int, params: PromotionParams) -> tuple[bool, str]:
@@ -263,7 +306,7 @@ def _value(evaluation: Evaluation, metric: str) -> float:
     if value is None or not np.isfinite(value):
         raise ConfigError(
             f"promotion.metric needs {metric!r}, which this evaluation does not have; it has "
-            f"{', '.join(sorted(evaluation.metrics))}. Choose a coordinate metric."
+            f"{', '.join(sorted(evaluation.metrics))}. Choose one of these."
         )
     return value
 

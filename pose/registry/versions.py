@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlparse
 
 from pose.bundle import read_manifest, seal, verify
 from pose.errors import RegistryError
+from pose.protocol import Protocol
 from pose.registry.locks import PREFIX as LOCK_PREFIX
 from pose.registry.packaging import write_mlmodel
 from pose.registry.store import Store, translated
@@ -39,6 +40,12 @@ class Version:
     def metrics(self) -> dict[str, float]:
         """The evaluation's metrics as registered."""
         return json.loads(self.tags.get("metrics", "{}"))
+
+    def protocol_of(self, metric: str) -> Protocol | None:
+        """How a figure came about; None for versions registered before there were protocols."""
+        known = json.loads(self.tags.get("protocols", "{}"))
+        parts = known.get("_detected" if metric.endswith("_detected") else "")
+        return None if parts is None else Protocol.of({key: value for key, value in parts.items() if key != "id"})
 
     @property
     def fingerprint(self) -> str:

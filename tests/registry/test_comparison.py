@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pose.config import PromotionParams
+from pose.errors import RegistryError
+from pose.evaluation import Evaluation
+from pose.metrics.ranking import Ranking
+from pose.protocol import Protocol
+from pose.registry import Registry, promotion
+
+PROTOCOL = Protocol(
+    dataset="drawn", data="da7a", split="test", boxes="truth", flip_test=False, sigmas=(0.1, 0.2), nms="oks 0.9"
+)
+
+
+def tagged(**protocols: Protocol) -> dict[str, str]:
+    named = {"" if key == "truth" else key: {"id": p.id, **p.parts()} for key, p in protocols.items()}
+    return {"protocols": json.dumps(named)}
+
+
+def test_the_id_is_of_everything_that_a_figure_depends_on() -> None:
+    changed = {
+        "dataset": "other", "data": "beef", "split": "val", "boxes": "none", "flip_test": True, "sigmas": None,
+        "nms": "none", "evaluator": "0",
+    }  # fmt: skip
+    assert set(changed) == set(PROTOCOL.parts())
+    ids = {replace(PROTOCOL, **{name: value}).id for name, value in changed.items()}
+    assert len(ids | {PROTOCOL.id}) == 9
+    assert Protocol.of(PROTOCOL.parts()) == PROTOCOL
+    assert replace(PROTOCOL).id == PROTOCOL.id
+
+
+def test_versions_of_one_protocol_stand_side_by_side(factory: Callable, registry: Registry) -> None:
+    a, b = (factory().register(np.full(20, hits), tagged(truth=PROTOCOL)) for hits in (5, 7))
+    table = registry.compare([f"{a.name}/1", f"{b.name}/1"])
+    assert table.models == (f"{a.name}/1", f"{b.name}/1")
+    assert table.figures["pck_image_12"] == (0.5, 0.7)
+    assert table.protocol == PROTOCOL.id
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [({"boxes": "none"}, "boxes is truth and none"), ({"data": "beef"}, "data is da7a and beef"),
+     ({"flip_test": True}, "flip_test is False and True")],
+)  # fmt: skip
+def test_other_protocols_are_not_compared(factory: Callable, registry: Registry, changed: dict, said: str) -> None:
+    a = factory().register(np.full(20, 5), tagged(truth=PROTOCOL))
+    b = factory().register(np.full(20, 7), tagged(truth=replace(PROTOCOL, **changed)))
+    with pytest.raises(RegistryError, match=f"not comparable: {said}"):
+        registry.compare([f"{a.name}/1", f"{b.name}/1"])
+
+
+def test_a_version_without_protocol_and_other_detections_are_not_compared(
+    factory: Callable, registry: Registry
+) -> None:
+    plain = factory().register(np.full(20, 5))
+    one = replace(PROTOCOL, boxes="detected 0123")
+    a = factory().register(np.full(20, 5), tagged(truth=PROTOCOL, _detected=one))
+    b = factory().register(np.full(20, 5), tagged(truth=PROTOCOL, _detected=replace(one, boxes="detected 4567")))
+    with pytest.raises(RegistryError, match="without a protocol"):
+        registry.compare([f"{a.name}/1", f"{plain.name}/1"])
+    with pytest.raises(RegistryError, match="boxes is detected 0123 and detected 4567"):
+        registry.compare([f"{a.name}/1", f"{b.name}/1"])
+
+
+def test_only_rivals_compete_for_a_dataset(factory: Callable) -> None:
+    whole = replace(PROTOCOL, boxes="none")
+    a = factory().register(np.full(20, 5), tagged(truth=PROTOCOL))
+    flipped = factory().register(np.full(20, 6), tagged(truth=replace(PROTOCOL, flip_test=True)))
+    scene = factory().register(np.full(20, 9), tagged(truth=whole))
+    assert promotion.comparable([scene, a, flipped], "pck_image_12") == [a, flipped]
+    assert promotion.comparable([a], "oks_ap") == []
+
+
+def evaluation_of(right: np.ndarray) -> Evaluation:
+    """Thirty images with one person and one detection each."""
+    image = np.arange(30)
+    ranking = Ranking(image, np.tile(right[:, None], 10), np.zeros((30, 10), bool), np.ones(30, np.int64))
+    value = float(ranking.precision(ranking.once)[0])
+    return Evaluation(
+        split="test", dataset="drawn", people=30, image_ids=image, confidence=0.95, resamples=100, joints=(), limbs=(),
+        metrics={"oks_ap": value, "mean_pose_oks_ap": 0.0}, intervals={}, baselines={}, per_joint={},
+        per_joint_intervals={}, per_limb={}, curves={}, per_image={}, not_applicable=(), rankings={"oks_ap": ranking},
+        protocols={"": PROTOCOL},
+    )  # fmt: skip
+
+
+def test_promotion_by_average_precision_is_paired_over_images() -> None:
+    params = PromotionParams(metric="oks_ap", margin=0.0, resamples=300, confidence=0.95)
+    weak, strong = evaluation_of(np.arange(30) % 3 == 0), evaluation_of(np.arange(30) % 3 < 2)
+    difference, low, high = promotion.compare(strong, weak, params)
+    assert 0 < low < difference < high
+    assert difference == pytest.approx(strong.metrics["oks_ap"] - weak.metrics["oks_ap"])
+    assert promotion.same_images(strong, weak, "oks_ap")
+    other = replace(weak, protocols={"": replace(PROTOCOL, boxes="none")})
+    assert not promotion.same_images(strong, other, "oks_ap")
+    assert promotion.same_images(strong, replace(weak, protocols={"": replace(PROTOCOL, flip_test=True)}), "oks_ap")
