@@ -2,7 +2,8 @@
 
 An image is cut into as many cells as it has people, each cell filled with one photograph's part around its person,
 scaled and perhaps mirrored. Tiles reach a little over their neighbours; joints under a later tile are hidden (v = 1).
-All people of a collage are from one split of the other dataset, and it is in that split itself.
+All people of a collage are from one split of the other dataset, and it is in that split itself. Strangers in the
+background of a photograph are not annotated there and so are not here.
 """
 
 from __future__ import annotations
@@ -30,11 +31,14 @@ from pose.errors import DataError
 from pose.progress import track
 from pose.skeleton import Skeleton, skeleton_named
 
-EDITION = 1
+EDITION = 2
 """Raised whenever the same parameters tile other pictures, so that older archives are made again."""
 QUALITY = 92
 FILL = (0.6, 0.95)
 """Share of its cell that a person's box spans, along the side on which it is tightest."""
+BEYOND = 0.08
+"""Share of a person's longer side by which hands, feet and flesh stand out beyond the joints, whose box is all that
+LSP has."""
 SPLIT_AT = (0.38, 0.62)
 """Where a cell is cut in two, as share of its longer side."""
 SEEN = 0.3
@@ -49,7 +53,9 @@ class Portrait:
     keypoints: np.ndarray
     """[K, 3] x, y in the photograph's px, COCO visibility."""
     box: np.ndarray
-    """[4] xyxy, px of the photograph."""
+    """[4] xyxy around the body, px of the photograph."""
+    area: float
+    """Square px of the box around the joints, as the photograph's dataset counts it."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,8 @@ class Tile:
     """[K, 3] px of the collage."""
     box: np.ndarray
     """[4] xyxy, px of the collage, clipped to the cell."""
+    area: float
+    """Square px of the collage, were all of the person to be seen."""
 
 
 # ---------------------------------------------------------------- one image
@@ -126,8 +134,10 @@ def _tile(rng: np.random.Generator, portrait: Portrait, cell: tuple[int, int, in
         keypoints[:, 0] = np.where(keypoints[:, 2] > 0, photograph.width - keypoints[:, 0], 0)
         box[[0, 2]] = photograph.width - box[[2, 0]]
     size = np.array([cell[2] - cell[0], cell[3] - cell[1]])
-    extent = np.maximum(box[2:] - box[:2], 1)
-    scale = float(rng.uniform(*FILL) * (size / extent).min())
+    largest = float((size / np.maximum(box[2:] - box[:2], 1)).min())
+    # Rather a larger person than one beyond whose photograph the tile has to be made up.
+    filling = min(float((size / photograph.size).max()), FILL[1] * largest)
+    scale = max(rng.uniform(*FILL) * largest, filling)
     window = _window(rng, box, size / scale, np.array(photograph.size, np.float64))
     picture = _cut(photograph, window, (int(size[0]), int(size[1])))
     scales = size / (window[2:] - window[:2])
@@ -136,7 +146,7 @@ def _tile(rng: np.random.Generator, portrait: Portrait, cell: tuple[int, int, in
     corners = transform(to_cell, box.reshape(2, 2))
     limits = np.array(cell, np.float64)
     box = np.clip(corners, limits[:2], limits[2:]).ravel()
-    return Tile(cell, picture, keypoints, box)
+    return Tile(cell, picture, keypoints, box, portrait.area * float(scales.prod()))
 
 
 def _window(rng: np.random.Generator, box: np.ndarray, size: np.ndarray, photograph: np.ndarray) -> np.ndarray:
@@ -166,7 +176,7 @@ def _cut(photograph: Image.Image, window: np.ndarray, size: tuple[int, int]) -> 
 def _annotate(tile: Tile, mine: np.ndarray) -> dict | None:
     """Keypoints, box and area of a tile of which the pixels `mine` [H, W] are on top; None where nothing is to see.
 
-    The box is that of what can be seen, the area the seen share of the whole box's.
+    The box is that of what can be seen, the area the seen share of the whole.
     """
     keypoints = tile.keypoints.copy()
     height, width = mine.shape
@@ -188,7 +198,7 @@ def _annotate(tile: Tile, mine: np.ndarray) -> dict | None:
         "keypoints": [value for x, y, v in keypoints.round(2).tolist() for value in (x, y, int(v))],
         "num_keypoints": int((keypoints[:, 2] > 0).sum()),
         "bbox": [*low.round(2).tolist(), *(high - low).round(2).tolist()],
-        "area": round(float((tile.box[2:] - tile.box[:2]).prod() * part.mean()), 2),
+        "area": round(tile.area * float(part.mean()), 2),
     }
 
 
@@ -227,6 +237,12 @@ def write_archive(params: CollageParams, shares: SplitParams, prepared: Path, im
         temporary.unlink(missing_ok=True)
 
 
+def _bodily(box: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """The box of the joints with what of the body stands out beyond them, inside the photograph."""
+    around = BEYOND * (box[2:] - box[:2]).max()
+    return np.clip(box + around * np.array([-1, -1, 1, 1]), 0, np.tile(size, 2))
+
+
 def _portraits(prepared: Path, images: Path) -> tuple[dict[str, list[Portrait]], Skeleton, str]:
     """The people of each split, their skeleton, and a digest of what they were read from."""
     portraits: dict[str, list[Portrait]] = {}
@@ -236,12 +252,13 @@ def _portraits(prepared: Path, images: Path) -> tuple[dict[str, list[Portrait]],
         if not path.is_file():
             raise DataError(f"{path} is not there. Prepare it first: pose data prepare {prepared.name}")
         coco = json.loads(path.read_text())
-        files = {image["id"]: image["file_name"] for image in coco["images"]}
+        files = {image["id"]: image for image in coco["images"]}
         portraits[split] = [
             Portrait(
-                images / files[person["image_id"]],
+                images / files[person["image_id"]]["file_name"],
                 np.array(person["keypoints"], np.float64).reshape(-1, 3),
-                _xyxy(person["bbox"]),
+                _bodily(_xyxy(person["bbox"]), _size(files[person["image_id"]])),
+                float(person["area"]),
             )
             for person in coco["annotations"]
             if person["num_keypoints"]
@@ -249,6 +266,10 @@ def _portraits(prepared: Path, images: Path) -> tuple[dict[str, list[Portrait]],
         digests.append(file_sha256(path))
     name = json.loads((prepared / "dataset.json").read_text())["skeleton"]
     return portraits, skeleton_named(name), " ".join(digests)
+
+
+def _size(image: dict) -> np.ndarray:
+    return np.array([image["width"], image["height"]], np.float64)
 
 
 def _xyxy(bbox: list[float]) -> np.ndarray:

@@ -82,7 +82,7 @@ def draw(params: SyntheticParams, index: int) -> tuple[Image.Image, list[dict]]:
     annotations = []
     for number, person in enumerate(people):
         found = _annotate(canvas.owner, person, number * PARTS_PER_PERSON + 1, skeleton)
-        if found["num_keypoints"] or found["area"]:
+        if found["num_keypoints"]:
             identity = index * params.people[1] + number + 1
             annotations.append({"id": identity, "image_id": index + 1, "category_id": 1, **found, "iscrowd": 0})
     return expose(rng, canvas.image, grain), annotations

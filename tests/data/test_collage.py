@@ -34,7 +34,7 @@ def portrait(path: Path, number: int) -> Portrait:
     Image.fromarray(pixels).save(path)
     keypoints = np.column_stack([points.astype(int) + 0.5, np.full(14, 2.0)])
     box = np.concatenate([keypoints[:, :2].min(axis=0), keypoints[:, :2].max(axis=0)])
-    return Portrait(path, keypoints, box)
+    return Portrait(path, keypoints, box, float((box[2:] - box[:2]).prod()))
 
 
 @pytest.fixture
@@ -97,10 +97,14 @@ def prepared(folder: Path, portraits: list[Portrait]) -> Path:
     folder.mkdir()
     for n, split in enumerate(("train", "val", "test")):
         mine = portraits[2 * n : 2 * n + 2]
-        images = [{"id": 2 * n + i, "file_name": p.path.name} for i, p in enumerate(mine)]
+        images = [
+            {"id": 2 * n + i, "file_name": p.path.name}
+            | dict(zip(("width", "height"), Image.open(p.path).size, strict=True))
+            for i, p in enumerate(mine)
+        ]
         people = [
             {"id": 2 * n + i, "image_id": 2 * n + i, "num_keypoints": 14, "keypoints": p.keypoints.ravel().tolist()}
-            | {"bbox": [*p.box[:2].tolist(), *(p.box[2:] - p.box[:2]).tolist()]}
+            | {"area": p.area, "bbox": [*p.box[:2].tolist(), *(p.box[2:] - p.box[:2]).tolist()]}
             for i, p in enumerate(mine)
         ]
         (folder / f"{split}.json").write_text(json.dumps({"images": images, "annotations": people}))
