@@ -139,6 +139,8 @@ def _outer(first: str, second: str) -> str:
 
 def _label(base: Image.Image, box: np.ndarray, score: float, outline: bool, text: bool) -> None:
     """The box, and the score on a dark plate at its top left corner, kept within the picture."""
+    if not np.isfinite(box).all() or (box[2:] <= 0).any() or (box[:2] >= base.size).any():
+        return
     draw = ImageDraw.Draw(base)
     last = np.array(base.size) - 1
     (x0, y0), (x1, y1) = np.clip(box[:2], 0, last), np.clip(box[2:] - 1, 0, last)

@@ -83,3 +83,93 @@ def test_lines_are_antialiased() -> None:
 def test_sides_follow_joint_names() -> None:
     assert [side_of(joint) for joint in COCO17.joints[:3]] == ["middle", "left", "right"]
     assert [side_of(joint) for joint in LSP14.joints[-2:]] == ["middle", "middle"]
+
+
+# ---------------------------------------------------------------- crowds, boxes and scores
+
+
+def copies(people: People, corners: np.ndarray, shares: np.ndarray) -> People:
+    """The first person, once per corner, at a share of the size."""
+    n = len(corners)
+    many = people.select(np.zeros(n, np.int64))
+    return replace(
+        many,
+        keypoints=(many.keypoints * shares[:, None, None] + corners[:, None]).astype(np.float32),
+        boxes=(many.boxes * shares[:, None] + np.tile(corners, 2)).astype(np.float32),
+    )
+
+
+def test_sixty_people_each_have_their_joints() -> None:
+    size = (1000, 600)  # 60 people of 100 x 60 px
+    corners = np.array([[100.0 * (n % 10), 100.0 * (n // 10)] for n in range(60)])
+    crowd = copies(standing(size), corners, np.full(60, 0.1))
+    picture = np.asarray(overlay(Image.new("RGB", size, (128, 128, 128)), crowd, LSP14)).astype(int)
+    left = LSP14.index("left_ankle")
+    for n in range(60):
+        x, y = crowd.keypoints[n, left]
+        assert np.abs(picture[int(y), int(x)] - SIDE_COLOURS["left"]).max() < 80, n
+
+
+def test_lines_follow_the_size_of_the_person() -> None:
+    size = (900, 900)
+    people = copies(standing(size), np.array([[0.0, 0.0], [700.0, 700.0]]), np.array([0.75, 0.15]))
+    picture = np.asarray(overlay(Image.new("RGB", size), people, LSP14)).astype(int)
+
+    def width(n: int) -> int:
+        shin = people.keypoints[n, [LSP14.index("left_knee"), LSP14.index("left_ankle")]].mean(axis=0)
+        return int((picture[int(shin[1])] @ np.array([0, 0, 1]) > 120)[: int(shin[0]) + 60].sum())
+
+    assert width(0) > 2 * width(1) > 0
+
+
+def test_opacity_follows_confidence() -> None:
+    size, seen = (400, 400), []
+    for sure in (0.05, 0.3, 0.45, 0.9):
+        people = standing(size)
+        picture = overlay(Image.new("RGB", size), replace(people, scores=people.scores * sure), LSP14)
+        seen.append(int(colour_at(picture, size, STANDING["left_ankle"]).sum()))
+    assert seen == sorted(seen)
+    assert seen[0] > 100, "unsure is faint, not gone"
+    assert len(set(seen)) == 4
+
+
+def test_person_half_outside_and_absurd_joints_are_drawn_as_far_as_they_are_in() -> None:
+    size = (400, 400)
+    people = standing(size)
+    points = people.keypoints.copy()
+    points[0, LSP14.index("left_ankle")] = (1e12, 250)
+    points[0, LSP14.index("right_ankle")] = (-1e12, np.nan)
+    points[0, LSP14.index("right_wrist")] = (np.inf, 3)
+    picture = overlay(Image.new("RGB", size), replace(people, keypoints=points), LSP14)
+    assert picture.size == size
+    assert np.abs(colour_at(picture, size, STANDING["left_wrist"]) - SIDE_COLOURS["left"]).max() < 40
+    far = replace(people, keypoints=people.keypoints + 5000)
+    assert not np.asarray(overlay(Image.new("RGB", size), far, LSP14)).any()
+
+
+def test_boxes_and_scores_are_optional() -> None:
+    size = (400, 400)
+    person = replace(standing(size), boxes=np.float32([[50, 60, 350, 390]]), scores=np.zeros((1, LSP14.size)))
+    plain, boxed, scored = (
+        np.asarray(overlay(Image.new("RGB", size, (128, 128, 128)), person, LSP14, boxes=b, scores=s)).astype(int)
+        for b, s in [(False, False), (True, False), (False, True)]
+    )
+    assert (plain == 128).all()
+    assert boxed[225, 51].min() > 200
+    assert boxed[225, 200].tolist() == [128, 128, 128]
+    changed = np.argwhere((scored != 128).any(axis=2))
+    assert len(changed)
+    assert changed[:, 0].max() < 62, "the plate stands on the box' upper edge"
+
+
+@pytest.mark.parametrize("box", [[-90, 10, -10, 60], [410, 10, 500, 60], [10, 400, 50, 450], [10, 10, np.nan, 60]])
+def test_box_outside_the_picture_leaves_no_mark(box: list[float]) -> None:
+    person = replace(standing((400, 400)), boxes=np.float32([box]), scores=np.zeros((1, LSP14.size)))
+    picture = overlay(Image.new("RGB", (400, 400)), person, LSP14, boxes=True, scores=True)
+    assert not np.asarray(picture).any()
+
+
+def test_original_picture_is_left_as_it_was() -> None:
+    image = Image.new("RGB", (400, 400))
+    overlay(image, standing((400, 400)), LSP14, boxes=True, scores=True)
+    assert not np.asarray(image).any()
