@@ -197,27 +197,24 @@ def test_flip_test_makes_answers_of_mirrored_images_mirrored(random_batch):
     assert (there - plain).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize(
-    ("change", "lr"),
-    [({"loss": "squared_error"}, 1e-3), ({"loss": "cross_entropy", "batch_norm": True}, 4e-3)],
-)
-def test_learns_six_images_by_heart(random_batch: Callable[..., Batch], change: dict[str, Any], lr: float):
-    system = small(stages=2, decode="dark", input_size=64, **change)
+@pytest.mark.parametrize("loss", ["squared_error", "cross_entropy"])
+def test_learns_six_images_by_heart(random_batch: Callable[..., Batch], loss: str):
+    system = small(stages=2, decode="dark", input_size=64, loss=loss, batch_norm=True)
     batch = random_batch(system, people=6)
-    optimiser = torch.optim.Adam(system.network.parameters(), lr=lr)
+    optimiser = torch.optim.Adam(system.network.parameters(), lr=4e-3)
     share = 0.0
-    for step in range(600):
+    for step in range(200):
         optimiser.zero_grad()
         system.loss(system.network.train()(batch.images), batch)["maps"].backward()
         optimiser.step()
-        if step % 50 == 49:
+        if step % 25 == 24:
             with torch.no_grad():
                 joints = system.joints(system.network.eval()(batch.images))
             distance = (joints.keypoints - batch.keypoints).norm(dim=2)[batch.labelled]
             share = (distance <= 64 / 12).float().mean().item()
-            if share >= 0.98:
+            if share >= 0.95:
                 return
-    pytest.fail(f"{share:.3f} of the joints after 600 steps")
+    pytest.fail(f"{share:.3f} of the joints after 200 steps")
 
 
 def test_one_stage_has_no_second_trunk(random_batch):
