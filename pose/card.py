@@ -36,12 +36,26 @@ def write_card(bundle: Path, card: Card, evaluation: Evaluation, data: DatasetIn
 
 def _purpose(description: Mapping[str, Any], card: Card) -> str:
     width, height = description["input_size"]
+    joints = f"the {len(description['joints'])} joints ({description['skeleton']}: {', '.join(description['joints'])})"
+    if _scene(description):
+        finds = (
+            f"Finds everyone in one RGB picture, fitted to the top left of {width} x {height} px, uint8: `boxes` and "
+            f"`person_scores`, and for each person {joints}, where the system finds joints. `boxes` and `keypoints`"
+        )
+    else:
+        finds = (
+            f"Finds {joints} of one person in an RGB picture of {width} x {height} px, uint8, and says for each if "
+            "it is visible. `keypoints`"
+        )
     return (
-        f"Finds the {len(description['joints'])} joints of one person ({description['skeleton']}: "
-        f"{', '.join(description['joints'])}) in an RGB picture of {width} x {height} px, uint8, and says for each "
-        f"whether it is visible. `keypoints` are pixels of that picture, pixel (i, j) covering [j, j+1) x [i, i+1).\n\n"
+        f"{finds} are pixels of that picture, pixel (i, j) covering [j, j+1) x [i, i+1).\n\n"
         f"Source: {card.source}. Published: {card.published}.\n\nLicence of the system: {card.licence}."
     )
+
+
+def _scene(description: Mapping[str, Any]) -> bool:
+    """Whether the model sees whole scenes; bundles of before there were any do not say."""
+    return description.get("view") == "scene"
 
 
 def _data(data: DatasetInfo, licence: str) -> str:
@@ -81,20 +95,22 @@ def _files(report: ExportReport) -> str:
     files = _table(("file", "bytes"), sorted(report.bytes.items()))
     parity = ", ".join(f"{kind} {worst:.2g} px" for kind, worst in report.parity_px.items())
     threads = f"{report.threads} threads" if report.threads else "one thread per core"
+    rate = f"{report.throughput:.0f}" if report.throughput >= 10 else f"{report.throughput:.2f}"
     return (
         f"{files}\n\n{report.parameters:,} parameters. Largest difference from the trained network over "
         f"{report.parity_images} pictures of the split: {parity}. ONNX Runtime on the exporting machine's CPU, "
-        f"{threads}: {report.latency_ms:.2f} ms for one picture, {report.throughput:.0f} pictures a second in "
-        "batches of 16."
+        f"{threads}: {report.latency_ms:.2f} ms for one picture, {rate} pictures a second in "
+        f"batches of {report.batch}."
     )
 
 
 def _limits(description: Mapping[str, Any], evaluation: Evaluation) -> str:
-    view = (
-        "The whole picture is squashed to a square, so it must show one person who fills most of it."
-        if description["crop"]["view"] == "image"
-        else "The picture must be a crop around one person; no detector is inside."
-    )
+    if _scene(description):
+        view = "The whole picture is seen at the size above: people who are small in it are hard to find."
+    elif description["crop"]["view"] == "image":
+        view = "The whole picture is squashed to a square, so it must show one person who fills most of it."
+    else:
+        view = "The picture must be a crop around one person; no detector is inside."
     silent = ", ".join(evaluation.not_applicable)
     nothing = f" It makes no statement that these could measure: {silent}." if silent else ""
     return f"{view}{nothing} It was measured on the split above alone; other pictures may be harder."

@@ -61,5 +61,16 @@ def test_the_card_holds_metrics_baselines_lineage_and_command(bundle: Path) -> N
 
 
 def test_the_data_sets_licence_is_passed_on(bundle: Path) -> None:
-    (bundle / "params.yaml").write_text("data: {drawn: {archive: {licence: research use only}}}\n")
+    (bundle / "params.yaml").write_text("data: {drawn: {archives: [{licence: research use only}]}}\n")
     assert "Licence: research use only." in write_card(bundle, CARD, EVALUATION, DATA, LINEAGE).read_text()
+
+
+def test_a_scene_models_card_speaks_of_everyone(bundle: Path) -> None:
+    described = json.loads((bundle / "model.json").read_text()) | {"view": "scene", "input_size": [96, 64]}
+    (bundle / "model.json").write_text(json.dumps(described))
+    report = json.loads((bundle / "export.json").read_text()) | {"batch": 1, "throughput": 0.8}
+    (bundle / "export.json").write_text(json.dumps(report))
+    text = write_card(bundle, CARD, EVALUATION, DATA, LINEAGE).read_text()
+    assert "Finds everyone in one RGB picture, fitted to the top left of 96 x 64 px" in text
+    assert "0.80 pictures a second in batches of 1." in text
+    assert "one person" not in text

@@ -26,8 +26,11 @@ def write_mlmodel(bundle: Path) -> None:
     description = read_description(bundle)
     (width, height), joints = description["input_size"], len(description["joints"])
     outputs = {"keypoints": (-1, joints, 2), "scores": (-1, joints), "presence": (-1, joints)}
+    scene = description.get("view") == "scene"  # bundles of before there were scenes do not say
+    if scene:
+        outputs = {"boxes": (-1, 4), "person_scores": (-1,), **outputs}
     signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, 3, height, width), "images")]),
+        inputs=Schema([TensorSpec(np.dtype("uint8"), (1 if scene else -1, 3, height, width), "images")]),
         outputs=Schema([TensorSpec(np.dtype("float32"), shape, name) for name, shape in outputs.items()]),
     )
     requirements = [f"{name}=={version(name)}" for name in REQUIREMENTS]
