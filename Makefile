@@ -28,6 +28,7 @@ bench: $(STAMP)  ## ratios: engine against a bare loop, loader against per-image
 	@$(BIN)/python -m benchmarks.engine --recipe modern --threads 1
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m dvc repro prepare@demo
 	@$(BIN)/python -m benchmarks.loader --data data/prepared/demo
+	@$(BIN)/python -m benchmarks.decoding
 	@$(BIN)/python -m benchmarks.pose_nms
 	@$(BIN)/python -m benchmarks.oks_nms
 	@$(BIN)/python -m benchmarks.oks
