@@ -17,6 +17,10 @@ from pose.progress import say
 PERSON = 1
 """category_id of people; other categories of a general detector are left out."""
 
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    "image_id": int, "category_id": int, "bbox": list, "score": (int, float),
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Detections:
@@ -112,7 +116,7 @@ def _fault(record: Any) -> str:
     """What is wrong with one detection, in words that follow its number."""
     if not isinstance(record, dict):
         return f"is {record!r}"
-    for key, kind in {"image_id": int, "category_id": int, "bbox": list, "score": (int, float)}.items():
+    for key, kind in FIELDS.items():
         if key not in record:
             return f"has no {key!r}"
         if not isinstance(record[key], kind) or isinstance(record[key], bool):

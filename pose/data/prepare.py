@@ -129,7 +129,7 @@ def _write_scenes(
 ) -> None:
     """Images without anybody are measured on, but teach little for what they cost: the train split goes without."""
     if split == "train":
-        inhabited = {entry.image_id for entry in (*audited.people, *audited.regions)}
+        inhabited = {person.image_id for person in audited.people} | {region.image_id for region in audited.regions}
         images = [image for image in images if image["id"] in inhabited]
     rows = scene_rows(source.root, audited, images, source.skeleton, params, f"storing {split} scenes")
     write_scenes(rows, folder, split, shard_rows, source.skeleton, params.size)

@@ -67,7 +67,8 @@ def _row(
     buffer = io.BytesIO()
     image.resize(stored, Image.Resampling.BILINEAR).save(buffer, "JPEG", quality=params.quality)
     unlabelled = [region for region in regions if region.person]
-    boxes = [entry.box for entry in (*people, *unlabelled)]
+    everybody: list[Person | Region] = [*people, *unlabelled]
+    boxes = [entry.box for entry in everybody]
     areas = [person.area for person in people]
     areas += [float((region.box[2:] - region.box[:2]).prod()) for region in unlabelled]
     keypoints = np.zeros((len(boxes), skeleton.size, 3))
@@ -78,7 +79,7 @@ def _row(
         file_name=record["file_name"],
         image_id=record["id"],
         image_size=image.size,
-        annotation_ids=np.array([entry.annotation_id for entry in (*people, *unlabelled)], np.int64),
+        annotation_ids=np.array([entry.annotation_id for entry in everybody], np.int64),
         boxes=np.array(boxes).reshape(-1, 4),
         keypoints=keypoints,
         areas=np.array(areas),

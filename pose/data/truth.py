@@ -23,7 +23,8 @@ def write_truth(source: Source, audited: Audit, images: list[dict], path: Path) 
     """Writes the images and whoever is in them, annotations by image id and annotation id."""
     listed = {image["id"] for image in images}
     original = {annotation["id"]: annotation for annotation in source.coco["annotations"]}
-    everybody = [entry for entry in (*audited.people, *audited.regions) if entry.image_id in listed]
+    found: list[Person | Region] = [*audited.people, *audited.regions]
+    everybody = [entry for entry in found if entry.image_id in listed]
     everybody.sort(key=lambda entry: (entry.image_id, entry.annotation_id))
     annotations = []
     for entry in everybody:
