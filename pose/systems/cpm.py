@@ -13,8 +13,9 @@ is; it is made inside the network. What differs from the release: RGB normalised
 first weights, one learning rate for all stages (the release trains stage 1 five times as fast), and one scale at test
 time instead of seven.
 
-Ours is the other loss: cross-entropy over a map's cells, which learns from the first step where the squared error
-first has to leave the all-zero answer. Its maps are log-probabilities, and the next stage sees the probabilities.
+Recipe `paper` is the paper's; `modern` normalises batches and has another loss: cross-entropy over a map's cells, which
+learns from the first step where the squared error first has to leave the all-zero answer. Its maps are
+log-probabilities, and the next stage sees the probabilities.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from pose.config import Count, Positive, SystemParams
+from pose.config import Count, Positive, RecipeParams, SystemParams
 from pose.data.batch import Batch
 from pose.decoding import dark, peaks
 from pose.errors import ConfigError
@@ -45,13 +46,24 @@ CENTRE_KERNEL = 9
 """Side of the average pooling that brings the centre map to the cells."""
 OUTPUT_STD = 0.01
 """Of the weights that make maps; the release has it in all layers."""
+CONFIDENT_RADIUS = 2.0
+"""Standard deviations of a target around the highest cell within which a probability counts as confidence."""
 
 Kernel = Literal[1, 3, 5, 7, 9, 11]
+
+
+class CpmRecipe(RecipeParams):
+    """How the machine is trained and read."""
+
+    loss: Literal["squared_error", "cross_entropy"] = Field(description="squared_error: the paper's, with a background")
+    decode: Literal["quarter", "dark"] = Field(description="from the highest cell on, in pose.decoding")
+    batch_norm: bool = Field(description="after every convolution but those that make maps; not in the paper")
 
 
 class CpmParams(SystemParams):
     """Sizes of the machine."""
 
+    recipes: dict[str, CpmRecipe]  # type: ignore[assignment]
     stages: Count
     trunk_channels: tuple[Count, Count, Count]
     trunk_kernel: Kernel
@@ -62,13 +74,14 @@ class CpmParams(SystemParams):
     stage_channels: Count = Field(description="of every further stage after its features")
     stage_kernel: Kernel
     dropout: Dropout = Field(description="in stage 1, after both layers of first_channels")
-    batch_norm: bool = Field(description="after every convolution but those that make maps; not in the paper")
     sigma: Positive = Field(description="of the target Gaussians, in cells of 8 px")
     centre_sigma: Positive = Field(description="of the centre map, in px")
-    loss: Literal["squared_error", "cross_entropy"] = Field(description="squared_error: the paper's")
-    decode: Literal["quarter", "dark"] = Field(description="from the highest cell on, in pose.decoding")
-    blur: Literal[1, 3, 5, 7, 9, 11] = Field(description="dark: side of the smoothing kernel in cells")
     flip_test: bool = Field(description="average over the mirrored image when evaluating")
+
+    @property
+    def chosen(self) -> CpmRecipe:
+        """The recipe that `recipe` names."""
+        return self.recipes[self.recipe]
 
     @model_validator(mode="after")
     def _whole_cells(self) -> CpmParams:
@@ -94,7 +107,7 @@ class Cpm(System):
 
     def build(self) -> nn.Module:
         """[B, 3, H, W] to the maps of all stages."""
-        background = self.params.loss == "squared_error"
+        background = self.params.chosen.loss == "squared_error"
         return Machine(self.params, self.skeleton.size, background, self.skeleton.mirror.tolist())
 
     @property
@@ -111,7 +124,7 @@ class Cpm(System):
     def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """maps: the sum over the stages of squared errors over all cells and maps, halved, or of cross-entropies."""
         p, stages = self.params, outputs["maps"].unbind(dim=1)
-        if p.loss == "cross_entropy":
+        if p.chosen.loss == "cross_entropy":
             entropies = [
                 heatmaps.cross_entropy(maps, batch.keypoints, batch.labelled, p.sigma, p.input_size) for maps in stages
             ]
@@ -133,18 +146,27 @@ class Cpm(System):
         maps, _ = heatmaps.targets(batch.keypoints, batch.labelled, self.map_size, p.sigma, p.input_size)
         return maps.amax(dim=1)
 
-    def joints(self, outputs: Any) -> Joints:
-        """The last stage's peaks. Their heights, at most 1, are all that tells of confidence and presence."""
-        p, maps = self.params, self.belief_maps(outputs)
-        positions, heights = dark.dark(maps, p.blur) if p.decode == "dark" else peaks.quarter(maps)
-        scores = heights.clamp(0, 1)
-        return Joints(heatmaps.to_pixels(positions, self.map_size, p.input_size, official=False), scores, scores)
-
     def belief_maps(self, outputs: Any) -> Tensor:
-        """[B, K, h, w], the last stage's, about a Gaussian of height 1 where a joint is sure."""
+        """[B, K, h, w], about a Gaussian of height 1 where a joint is sure: the last stage's, for people to look at."""
         network = self.network
         assert isinstance(network, Machine)
         return network.beliefs(outputs["maps"][:, -1].float())[:, : self.skeleton.size]
+
+    def joints(self, outputs: Any) -> Joints:
+        """The last stage's peaks in input pixels. A joint's score and presence are the height of its Gaussian or, of a
+        probability, how much of it lies about the highest cell.
+        """
+        p, maps = self.params, self.belief_maps(outputs)
+        if p.chosen.decode == "dark":
+            # As wide in Gaussians as the authors of DARK smooth those of 2 cells.
+            positions, scores = dark.dark(maps, 2 * round(dark.BLUR // 2 * p.sigma / 2) + 1)
+        else:
+            positions, scores = peaks.quarter(maps)
+        if p.chosen.loss == "cross_entropy":
+            radius = math.ceil(CONFIDENT_RADIUS * p.sigma)
+            scores = peaks.mass(maps, peaks.highest(maps)[0], radius) / (2 * math.pi * p.sigma**2)
+        scores = scores.clamp(0, 1)
+        return Joints(heatmaps.to_pixels(positions, self.map_size, p.input_size, official=False), scores, scores)
 
 
 class Machine(nn.Module):
@@ -189,7 +211,7 @@ class Machine(nn.Module):
 
     def beliefs(self, maps: Tensor) -> Tensor:
         """What maps [B, M, h, w] say as the paper's kind of map, where a sure joint is a Gaussian of height about 1."""
-        if self.params.loss == "squared_error":
+        if self.params.chosen.loss == "squared_error":
             return maps
         probability = maps.float().flatten(2).softmax(dim=2).unflatten(2, maps.shape[2:])
         # A Gaussian of height 1 sums to this over the cells.
@@ -200,7 +222,7 @@ def trunk(params: CpmParams) -> nn.Sequential:
     """[B, 3, H, W] to [B, trunk_channels[2], H / 8, W / 8]."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise([3, *params.trunk_channels]):
-        layers += conv_relu(inputs, outputs, params.trunk_kernel, batch_norm=params.batch_norm)
+        layers += conv_relu(inputs, outputs, params.trunk_kernel, batch_norm=params.chosen.batch_norm)
         layers.append(nn.MaxPool2d(3, 2, ceil_mode=True))
     return nn.Sequential(*layers)
 
@@ -209,7 +231,7 @@ def features(params: CpmParams) -> nn.Sequential:
     """A stage's own image features, from the third pooling."""
     inputs = params.trunk_channels[-1]
     return nn.Sequential(
-        *conv_relu(inputs, params.feature_channels, params.feature_kernel, batch_norm=params.batch_norm)
+        *conv_relu(inputs, params.feature_channels, params.feature_kernel, batch_norm=params.chosen.batch_norm)
     )
 
 
@@ -217,9 +239,9 @@ def first_head(params: CpmParams, channels: int) -> nn.Sequential:
     """Stage 1 from its features to its maps."""
     p, width = params, params.first_channels
     return nn.Sequential(
-        *conv_relu(p.feature_channels, width, p.first_kernel, batch_norm=p.batch_norm),
+        *conv_relu(p.feature_channels, width, p.first_kernel, batch_norm=p.chosen.batch_norm),
         nn.Dropout(p.dropout),
-        *conv_relu(width, width, 1, batch_norm=p.batch_norm),
+        *conv_relu(width, width, 1, batch_norm=p.chosen.batch_norm),
         nn.Dropout(p.dropout),
         nn.Conv2d(width, channels, 1),
     )
@@ -230,8 +252,10 @@ def stage_head(params: CpmParams, channels: int) -> nn.Sequential:
     p, width = params, params.stage_channels
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise([p.feature_channels + channels + 1, width, width, width]):
-        layers += conv_relu(inputs, outputs, p.stage_kernel, batch_norm=p.batch_norm)
-    return nn.Sequential(*layers, *conv_relu(width, width, 1, batch_norm=p.batch_norm), nn.Conv2d(width, channels, 1))
+        layers += conv_relu(inputs, outputs, p.stage_kernel, batch_norm=p.chosen.batch_norm)
+    return nn.Sequential(
+        *layers, *conv_relu(width, width, 1, batch_norm=p.chosen.batch_norm), nn.Conv2d(width, channels, 1)
+    )
 
 
 def centre_map(input_size: tuple[int, int], sigma: float) -> Tensor:

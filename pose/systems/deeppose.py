@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from pose.config import Count, PhaseParams, Positive, SystemParams
+from pose.config import Count, PhaseParams, Positive, RecipeParams, SystemParams
 from pose.data.batch import Batch
 from pose.errors import ConfigError
 from pose.layers.convolution import conv_relu
@@ -44,9 +44,18 @@ OUTPUT_STD = 0.001
 """Of stage 1's last weights: its first answer is about the middle of the canvas."""
 
 
+class DeepPoseRecipe(RecipeParams):
+    """How the cascade is trained."""
+
+    batch_norm: bool = Field(
+        description="after every convolution, in place of the paper's local response normalisation"
+    )
+
+
 class DeepPoseParams(SystemParams):
     """Sizes of the cascade. `input_size` is the canvas."""
 
+    recipes: dict[str, DeepPoseRecipe]  # type: ignore[assignment]
     stages: Count
     stage_size: Count = Field(description="side of what each stage's network sees, px")
     box_scale: Positive = Field(description="side of a crop in diameters of the pose; sigma in the paper")
@@ -55,7 +64,11 @@ class DeepPoseParams(SystemParams):
     stride: Literal[1, 2, 4]
     hidden: list[Count] = Field(min_length=1)
     dropout: Dropout
-    batch_norm: bool = Field(description="after every convolution, in place of local response normalisation")
+
+    @property
+    def chosen(self) -> DeepPoseRecipe:
+        """The recipe that `recipe` names."""
+        return self.recipes[self.recipe]
 
     @model_validator(mode="after")
     def _survives_poolings(self) -> DeepPoseParams:
@@ -261,7 +274,7 @@ class Cascade(nn.Module):
 def stage_network(params: DeepPoseParams, joints: int) -> nn.Sequential:
     """[B, 3, s, s] with s = stage_size to [B, 2K], shares of the box's sides from its centre."""
     c1, c2, c3, c4, c5 = params.channels
-    norm = params.batch_norm
+    norm = params.chosen.batch_norm
 
     def response() -> list[nn.Module]:
         return [] if norm else [nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)]

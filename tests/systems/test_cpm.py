@@ -18,7 +18,7 @@ from pose.errors import ConfigError
 from pose.skeleton import COCO17, LSP14, Skeleton
 from pose.systems import create
 from pose.systems.base import multiply_accumulates, parameter_count
-from pose.systems.cpm import Cpm, centre_map
+from pose.systems.cpm import Cpm, CpmParams, centre_map
 
 SMALL: dict[str, Any] = {
     "input_size": (64, 80),
@@ -36,9 +36,17 @@ SMALL: dict[str, Any] = {
 }
 
 
+def block(**changes: Any) -> dict[str, Any]:
+    """The paper's recipe; changes to it by its own names, others to the sizes."""
+    whole = load().systems["cpm"].model_dump()
+    recipe = whole["recipes"]["paper"]
+    own = {key: value for key, value in changes.items() if key in recipe}
+    sizes = {key: value for key, value in changes.items() if key not in recipe}
+    return {**whole, "recipe": "paper", "recipes": {"paper": {**recipe, **own}}, **sizes}
+
+
 def small(skeleton: Skeleton = LSP14, **changes: Any) -> Cpm:
-    whole = load().systems["cpm"]
-    params = type(whole).model_validate({**whole.model_dump(), **SMALL, **changes})
+    params = CpmParams.model_validate(block(**{**SMALL, **changes}))
     torch.manual_seed(0)
     system = create("cpm", params, skeleton)
     assert isinstance(system, Cpm)
@@ -48,14 +56,14 @@ def small(skeleton: Skeleton = LSP14, **changes: Any) -> Cpm:
 @pytest.mark.parametrize(("stages", "parameters"), [(6, 31_219_866), (1, 4_386_095), (2, 11_901_406)])
 def test_has_the_releases_parameters(stages, parameters):
     # 31,219,866 is the sum over the layers of the release's definition for 14 joints and the background.
-    params = load().systems["cpm"].model_copy(update={"stages": stages})
+    params = CpmParams.model_validate(block(stages=stages))
     with torch.device("meta"):
         assert parameter_count(create("cpm", params, LSP14).network) == parameters
 
 
 def test_multiply_accumulates_are_the_sum_over_its_layers():
     with torch.device("meta"):
-        system = create("cpm", load().systems["cpm"], LSP14)
+        system = create("cpm", CpmParams.model_validate(block()), LSP14)
         counted = multiply_accumulates(system)
     trunk = 368**2 * 3 * 128 * 81 + 184**2 * 128**2 * 81 + 92**2 * 128**2 * 81
     features = 46**2 * 128 * 32 * 25
@@ -110,7 +118,7 @@ def test_forward_equals_a_functional_version():
 
 def test_maps_are_46_cells_at_the_papers_input():
     with torch.device("meta"):
-        system = create("cpm", load().systems["cpm"], LSP14)
+        system = create("cpm", CpmParams.model_validate(block()), LSP14)
         assert system.network(torch.zeros(1, 3, 368, 368))["maps"].shape == (1, 6, 15, 46, 46)
 
 

@@ -44,13 +44,10 @@ DEEPPOSE = {
     "hidden": [32, 32],
 }
 SIZES: dict[str, tuple[str, dict[str, Any]]] = {
-    "cpm of the paper": ("cpm", CPM),
-    "modern cpm": (
-        "cpm",
-        CPM | {"loss": "cross_entropy", "batch_norm": True, "decode": "dark", "flip_test": True},
-    ),
-    "deeppose of the paper": ("deeppose", DEEPPOSE),
-    "deeppose with batch norm": ("deeppose", DEEPPOSE | {"batch_norm": True}),
+    "cpm of the paper": ("cpm", CPM | {"recipe": "paper"}),
+    "modern cpm": ("cpm", CPM | {"recipe": "modern", "flip_test": True}),
+    "deeppose of the paper": ("deeppose", DEEPPOSE | {"recipe": "paper"}),
+    "modern deeppose": ("deeppose", DEEPPOSE | {"recipe": "modern"}),
 }
 
 

@@ -31,10 +31,11 @@ SMALL: dict[str, Any] = {
 
 def small(skeleton: Skeleton = LSP14, **changes: Any) -> DeepPose:
     whole = load().systems["deeppose"]
-    block = {**whole.model_dump(), **SMALL, **changes}
+    block = {**whole.model_dump(), "recipe": "paper", **SMALL, **changes}
     if "recipes" not in changes:
         for recipe in block["recipes"].values():
             recipe["phases"] = recipe["phases"][: block["stages"]]
+        block["recipes"]["paper"]["batch_norm"] = block.pop("batch_norm", False)
     params = type(whole).model_validate(block)
     torch.manual_seed(0)
     system = create("deeppose", params, skeleton)

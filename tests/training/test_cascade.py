@@ -37,10 +37,10 @@ def spec(dots: Path):
             "channels": (4, 4, 4, 4, 4),
             "hidden": [12, 8],
             "dropout": 0.2,
-            "batch_norm": True,
         }
         block["recipes"] = {
             "small": {
+                "batch_norm": True,
                 "batch_size": 16,
                 "ema_decay": 0.9,
                 "optimiser": {"kind": "adagrad", "lr": 0.01},
