@@ -17,8 +17,12 @@ from pose.errors import ConfigError, PoseError
 from pose.layers.regions import Target, ignored_share, match, sample
 from pose.skeleton import COCO17, LSP14, Skeleton
 from pose.systems import create, restore
+from pose.systems.keypoint_rcnn import KeypointRcnn
+from pose.training import loop
+from pose.training.spec import Outcome, TrainingSpec
 
 NOSE = Skeleton("nose", ("nose",), (), (), (), ("nose", "nose"), None, None)
+TERMS = KeypointRcnn.loss_terms
 NAMES = ["person_detector", "keypoint_rcnn"]
 SIZE = 96
 TINY = {
@@ -247,6 +251,28 @@ def test_one_persons_joints_are_refused_by_name():
         tiny("keypoint_rcnn").joints({})
 
 
+@pytest.fixture
+def one_rank(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_gradients_under_ddp_are_those_without_also_after_scenes_without_people(one_rank):
+    """DDP refuses a second step after one that left a parameter without a gradient."""
+    alone, system = tiny("keypoint_rcnn"), tiny("keypoint_rcnn")
+    wrapped = torch.nn.parallel.DistributedDataParallel(system.network)
+    for people in ([0, 0], [2, 1]):
+        batch, gradients = scene(LSP14, people), []
+        for each, network in ((alone, alone.network), (system, wrapped)):
+            torch.manual_seed(11)
+            each.network.zero_grad()
+            sum(each.loss(each.forward(network, batch), batch).values()).backward()
+            gradients.append([p.grad for p in each.network.parameters()])
+        for wanted, got in zip(*gradients, strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-7)
+
+
 # ---------------------------------------------------------------- drawn scenes
 
 
@@ -269,13 +295,48 @@ def drawn(tmp_path_factory):
         rows.append(
             SceneRow(stream.getvalue(), f"{index}.jpg", index, (SIZE, SIZE), ids, boxes, keypoints, areas, nothing)
         )
-    write_scenes(rows, directory, "train", 10, LSP14, SIZE)
-    return SceneSplit.open(directory, "train")
+    for part in ("train", "val"):
+        write_scenes(rows, directory, part, 10, LSP14, SIZE)
+    return directory
+
+
+def test_the_engine_trains_validates_and_keeps_it(drawn, tmp_path):
+    recipe = {
+        "batch_size": 2,
+        "ema_decay": 0.9,
+        "optimiser": {"kind": "adamw", "lr": 0.0005},
+        "schedule": {"kind": "constant"},
+        "augment": {"scale": 0.1, "rotate": 10, "flip": 0.5, "colour": 0.2},
+        "phases": [
+            {"name": "heads", "epochs": 1, "train": ["proposals", "heads"], "losses": dict.fromkeys(TERMS, 1.0)},
+            {"name": "all", "epochs": 1, "train": ["trunk", "proposals", "heads"], "losses": dict.fromkeys(TERMS, 1.0)},
+        ],
+    }
+    whole = load()
+    system = tiny("keypoint_rcnn", recipe="small", recipes={"small": recipe})
+    engine = {"threads": 1, "ray": whole.training.ray.model_dump() | {"workers": 0}}
+    training = type(whole.training).model_validate(whole.training.model_dump() | engine)
+    systems = whole.systems | {"keypoint_rcnn": system.params}
+    params = whole.model_copy(update={"systems": systems, "training": training})
+    spec = TrainingSpec(system="keypoint_rcnn", params=params, data=drawn, data_hash="drawn", storage=tmp_path)
+    loop.train(spec)
+    outcome = Outcome.load(spec.run_dir)
+    assert [record["phase"] for record in outcome.history] == ["heads", "all"]
+    for record in outcome.history:
+        for part in ("train", "val"):
+            assert set(TERMS) < set(record[part])
+            assert np.isfinite(list(record[part].values())).all()
+    assert outcome.metric == "val/loss"
+    restored = restore(tiny("keypoint_rcnn"), spec.run_dir / "model.safetensors")
+    batch = restored.prepare(next(SceneLoader(SceneSplit.open(drawn, "val"), 1).batches(np.arange(3), 3, None, 0, 0)))
+    with torch.no_grad():
+        assert restored.decode(restored.forward(restored.network, batch), batch).keypoints.shape[1:] == (14, 2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_finds_everyone_in_three_drawn_scenes(drawn, name):
+    drawn = SceneSplit.open(drawn, "train")
     system = tiny(name, pyramid_channels=64)
     batch = system.prepare(next(SceneLoader(drawn, 1).batches(np.arange(3), 3, None, 0, 0)))
     optimiser = torch.optim.AdamW(system.network.parameters(), lr=1e-3)
