@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from pose.config import PromotionParams
 from pose.errors import RegistryError
@@ -101,3 +102,22 @@ def test_promotion_by_average_precision_is_paired_over_images() -> None:
     other = replace(weak, protocols={"": replace(PROTOCOL, boxes="none")})
     assert not promotion.same_images(strong, other, "oks_ap")
     assert promotion.same_images(strong, replace(weak, protocols={"": replace(PROTOCOL, flip_test=True)}), "oks_ap")
+
+
+def test_the_command_refuses_with_the_registrys_exit_code(
+    factory: Callable, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pose.commands import registry as command
+
+    monkeypatch.setattr(command, "_registry", lambda profile, set_: registry)
+    a, b = (factory().register(np.full(20, hits), tagged(truth=PROTOCOL)) for hits in (5, 7))
+    other = factory().register(np.full(20, 5), tagged(truth=replace(PROTOCOL, split="val")))
+    runner = CliRunner()
+    shown = runner.invoke(command.app, ["show", f"{a.name}/1", "--compare", f"{b.name}/1", "--json"])
+    assert json.loads(shown.stdout)["figures"]["pck_image_12"] == [0.5, 0.7]
+    refused = runner.invoke(command.app, ["show", f"{a.name}/1", "--compare", f"{other.name}/1"])
+    assert isinstance(refused.exception, RegistryError)
+    assert refused.exception.exit_code == 6
+    assert "split is test and val" in str(refused.exception)
+    listed = runner.invoke(command.app, ["show", a.name, "--json"])
+    assert json.loads(listed.stdout)[0]["protocol"] == PROTOCOL.id
