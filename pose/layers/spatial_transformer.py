@@ -16,6 +16,11 @@ STRETCH, TURN, SHIFT = 0.6, 0.35, 0.8
 (1 - STRETCH)^2 - TURN^2 = 0.0375, so that the way back always exists; the paper leaves theta free."""
 
 
+GAIN = 0.1
+"""Of the regressor. Under Adam each of its weights moves by the learning rate, all channels add up, and a view that
+jumps in its first steps undoes what the pose network has learnt."""
+
+
 class Localisation(nn.Module):
     """[B, 3, H, W] to theta [B, 2, 3] float32. Fresh weights answer with the identity, exactly.
 
@@ -41,7 +46,7 @@ class Localisation(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
         pooled = self.trunk(images).mean(dim=(2, 3))
-        change = self.bound * torch.tanh(self.regressor(pooled).float())
+        change = self.bound * torch.tanh(GAIN * self.regressor(pooled).float())
         return identity(change) + change.view(-1, 2, 3)
 
 
@@ -71,8 +76,30 @@ def warp(maps: Tensor, theta: Tensor) -> Tensor:
     y = (2 * torch.arange(height, dtype=theta.dtype, device=theta.device) + 1) / height - 1
     along = theta[:, None, None, :, 0] * x[:, None]  # [B, 1, W, 2]
     across = theta[:, None, None, :, 1] * y[:, None, None] + theta[:, None, None, :, 2]  # [B, H, 1, 2]
-    grid = along + across
-    return F.grid_sample(maps.to(grid.dtype), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return _read(maps.to(theta.dtype), along + across)
+
+
+def _read(maps: Tensor, grid: Tensor) -> Tensor:
+    """[B, C, h, w], bilinearly, 0 outside. torch's own kernel has no deterministic gradient on a GPU."""
+    if maps.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return read_by_gathering(maps, grid)
+    return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def read_by_gathering(maps: Tensor, grid: Tensor) -> Tensor:
+    """[B, C, h, w]: `maps` [B, C, H, W] at the shares `grid` [B, h, w, 2], as grid_sample reads them."""
+    height, width = maps.shape[-2:]
+    x, y = (grid[..., 0] + 1) * width / 2 - 0.5, (grid[..., 1] + 1) * height / 2 - 0.5
+    left, top = x.detach().floor(), y.detach().floor()
+    flat, total = maps.flatten(2), torch.zeros((), dtype=maps.dtype, device=maps.device)
+    for column in (left, left + 1):
+        for row in (top, top + 1):
+            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            weight = (1 - (x - column).abs()) * (1 - (y - row).abs()) * inside
+            index = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)).long().flatten(1)
+            values = flat.gather(2, index[:, None].expand(-1, maps.shape[1], -1)).unflatten(2, grid.shape[1:3])
+            total = total + values * weight[:, None]
+    return total
 
 
 def move(points: Tensor, theta: Tensor, size: tuple[int, int]) -> Tensor:

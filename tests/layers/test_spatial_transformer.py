@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pose.layers.spatial_transformer import Localisation, compose, identity, invert, move, warp
+from pose.layers.spatial_transformer import Localisation, compose, identity, invert, move, read_by_gathering, warp
 
 
 def random_theta(count: int, seed: int = 0, strength: float = 0.3) -> torch.Tensor:
@@ -54,6 +54,23 @@ def test_same_as_torchs_own_affine_grid():
     assert warp(maps, theta) == pytest.approx(F.grid_sample(maps, grid, align_corners=False), abs=1e-4)
 
 
+def test_reading_by_gathering_has_the_kernels_values_and_gradients():
+    theta = random_theta(4, strength=0.5).requires_grad_()
+    maps = torch.randn(4, 3, 20, 31, dtype=torch.float64, requires_grad=True)
+    grid = F.affine_grid(theta, [4, 3, 12, 17], align_corners=False)
+    wanted = F.grid_sample(maps, grid, align_corners=False)
+    got = read_by_gathering(maps, grid)
+    assert torch.allclose(got, wanted, atol=1e-9)
+    assert (wanted == 0).any(), "some of it lies outside"
+    weights = torch.randn(wanted.shape, dtype=torch.float64)
+    for ours, theirs in zip(
+        torch.autograd.grad((got * weights).sum(), (maps, theta), retain_graph=True),
+        torch.autograd.grad((wanted * weights).sum(), (maps, theta)),
+        strict=True,
+    ):
+        assert torch.allclose(ours, theirs, atol=1e-9)
+
+
 def test_points_go_where_pixels_go():
     """A blob at a place of the input appears where the inverse sends that place, and `move` sends it back."""
     width, height = 64, 48
@@ -85,7 +102,7 @@ def test_fresh_localisation_answers_with_the_identity_and_can_leave_it():
 
 def test_the_way_back_exists_for_any_weights():
     net = Localisation(nn.Identity(), 3)
-    nn.init.normal_(net.regressor.weight, std=100)
+    nn.init.normal_(net.regressor.weight, std=1000)
     theta = net(torch.randn(2000, 3, 4, 4))
     determinant = torch.linalg.det(theta[:, :, :2])
     assert determinant.min() > 0.037

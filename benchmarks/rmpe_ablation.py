@@ -1,0 +1,269 @@
+"""What each part of RMPE buys on noisy boxes: a table of OKS AP on the `crowd` dataset.
+
+    python -m benchmarks.rmpe_ablation --data data/prepared/crowd
+
+The detector is an imagined one that loses limbs: each edge of a true box moves towards the torso by a random share of
+what lies beyond it (Beta(1, 2) of at most LOSS), then by a Gaussian of JITTER of the side. A box's score is its
+intersection over union with the true one, with noise. One pose network is trained on true boxes; then, from there and
+for as long, four ways of training go on, each with one part more:
+
+alone        the pose network, on true boxes with the usual augmentation
+proposals    on boxes drawn from mixtures per pose atom, fitted to the detector's boxes of the training split
+transformer  with the spatial transformer and its inverse
+twin         with the frozen twin's loss, too
+
+true, noisy       one box per person
+several           PROPOSALS noisy boxes per person, nothing suppressed; scores are box x mean joint
+oks_nms           OKS-NMS at 0.9 on those
+released, fitted  pose NMS on those: the released numbers, and numbers fitted on images of the training split
+
+Crops are the stored ones (twice the true box), seen through the noisy boxes. Networks are narrow and epochs few: it
+compares parts, not systems. Several seeds say how far chance reaches. JSON on stdout, the table on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pose.config import ROOT
+from pose.config_loading import load
+from pose.data import detections
+from pose.data.loader import Loader
+from pose.data.shards import Split
+from pose.decoding import oks_nms, pose_nms
+from pose.decoding.proposals import shift_edges
+from pose.errors import PoseError
+from pose.metrics import oks
+from pose.metrics.truth import sigmas_of
+from pose.people import People
+from pose.progress import say, track
+from pose.skeleton import Skeleton
+from pose.systems import create
+from pose.systems.base import System
+from pose.training.distributed import World
+from pose.training.sampling import epoch_order, steps_per_epoch
+from pose.training.stage import Stage
+
+LOSS, JITTER, SCORE_NOISE = 0.8, 0.06, 0.1
+PROPOSALS = 3
+FIT_IMAGES = 60
+NARROW: dict[str, Any] = {
+    "input_size": (64, 96),
+    "pose": {"depth": 18, "width": 24},
+    "localisation": {"depth": 18, "width": 12},
+    "upsampling": [48, 32],
+    "sigma": 1.0,
+    "flip_test": False,
+}
+WAYS: dict[str, dict[str, Any]] = {
+    "alone": {"train": ["pose"], "losses": {"maps": 1.0}, "moved": False},
+    "proposals": {"train": ["pose"], "losses": {"maps": 1.0}, "moved": True},
+    "transformer": {"train": ["transformer", "pose"], "losses": {"maps": 1.0}, "moved": True},
+    "twin": {"train": ["transformer", "pose"], "losses": {"maps": 1.0, "parallel": 0.5}, "moved": True},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--data", type=Path, default=ROOT / "data/prepared/crowd", help="a prepared person-view dataset"
+    )
+    parser.add_argument("--epochs", type=int, default=8, help="on true boxes first, and again for each way")
+    parser.add_argument("--people", type=int, default=100_000, help="at most so many of the training split")
+    parser.add_argument("--images", type=int, default=100_000, help="at most so many of the validation split")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    began = time.monotonic()
+    try:
+        sizes = (arguments.epochs, arguments.people, arguments.images)
+        runs = [ablate(arguments.data, *sizes, seed) for seed in range(arguments.seeds)]
+    except PoseError as error:
+        say(str(error))
+        sys.exit(error.exit_code)
+    table = {
+        way: {
+            column: round(statistics.mean(run["ap"][way][column] for run in runs), 4) for column in runs[0]["ap"][way]
+        }
+        for way in WAYS
+    }
+    _show(table)
+    minutes = round((time.monotonic() - began) / 60, 1)
+    print(json.dumps({"ap": table, "minutes": minutes, "epochs": arguments.epochs, "runs": runs}, indent=2))
+
+
+def _show(table: dict[str, dict[str, float]]) -> None:
+    columns = list(next(iter(table.values())))
+    say(f"{'AP':<12}" + "".join(f"{column:>10}" for column in columns))
+    for way, row in table.items():
+        say(f"{way:<12}" + "".join(f"{100 * row[column]:>10.1f}" for column in columns))
+
+
+def ablate(data: Path, epochs: int, people: int, images: int, seed: int) -> dict[str, Any]:
+    """AP by way and column, and the fitted numbers, of one seed."""
+    train, val = Split.open(data, "train"), Split.open(data, "val")
+    rows = np.arange(min(people, len(train)))
+    with tempfile.TemporaryDirectory(prefix="pose-rmpe-") as folder:
+        found = Path(folder) / "train.json"
+        boxes, scores = detector(train, 1, seed)
+        detections.write(found, detections.ordered(train.image_ids, boxes[:, 0], scores[:, 0]))
+        first = narrow("alone", epochs, found, train.skeleton, seed)
+        train_phase(first, 0, train, rows, seed)
+        result: dict[str, Any] = {"ap": {}, "fitted": {}}
+        for way in WAYS:
+            system = narrow(way, epochs, found, train.skeleton, seed)
+            # The buffers of proposals have the same shape whether boxes are moved or not.
+            system.network.load_state_dict(first.network.state_dict())
+            train_phase(system, 1, train, rows, seed)
+            result["ap"][way], fitted = measure(system, train, val, data, images, seed)
+            result["fitted"][way] = asdict(fitted)
+            say(f"seed {seed}, {way}: {result['ap'][way]}")
+    return result
+
+
+def narrow(way: str, epochs: int, found: Path, skeleton: Skeleton, seed: int) -> System:
+    """A small AlphaPose that is trained this way; fresh weights depend on the seed alone."""
+    whole = load().systems["alphapose"].model_dump()
+    recipe = whole["recipes"]["modern"] | {"batch_size": 32}
+    chosen = WAYS[way]
+    recipe["phases"] = [
+        {"name": "pose", "epochs": epochs, "train": ["pose"], "losses": {"maps": 1.0}},
+        {"name": "rmpe", "epochs": epochs, "train": chosen["train"], "losses": chosen["losses"], "lr_factor": 0.5},
+    ]
+    # Where boxes stay, the phase they would move in never comes.
+    phases = ["rmpe"] if chosen["moved"] else ["never"]
+    never = {**recipe, "phases": [{**recipe["phases"][0], "name": "never"}]}
+    proposals = {"phases": phases, "atoms": 6, "components": 3, "detections": str(found)}
+    changes = {"recipe": "modern", "recipes": {"modern": recipe, "never": never}, "proposals": proposals}
+    params = type(load().systems["alphapose"]).model_validate({**whole, **NARROW, **changes})
+    torch.manual_seed(seed)
+    return create("alphapose", params, skeleton)
+
+
+def train_phase(system: System, number: int, split: Split, rows: np.ndarray, seed: int) -> None:
+    """One phase of the system's recipe, with the project's own stage; the network ends with its averaged weights."""
+    recipe, world = system.params.chosen, World(device=torch.device("cpu"))
+    phase, loader = recipe.phases[number], Loader(split, threads=1)
+    steps = steps_per_epoch(len(rows), recipe.batch_size)
+
+    def plain() -> Iterator[Any]:
+        return loader.batches(rows, recipe.batch_size, None, seed, 0)
+
+    def epoch(index: int) -> Iterator[Any]:
+        order = rows[epoch_order(len(rows), seed, index)][: steps * recipe.batch_size]
+        return loader.batches(order, recipe.batch_size, recipe.augment, seed, index)
+
+    system.network.eval()
+    system.begin_phase(phase, plain)
+    training = load().training.model_copy(update={"threads": 1})
+    total, batch_rows = phase.epochs * steps, min(recipe.batch_size, len(rows))
+    stage = Stage(system, recipe, phase, training, world, total, batch_rows, next(epoch(0)))
+    stage.train_mode()
+    batches = (batch for index in range(phase.epochs) for batch in epoch(number * phase.epochs + index))
+    for step, batch in enumerate(track(batches, f"{phase.name}, {', '.join(phase.train)}", total=total)):
+        stage.step(batch, step)
+    with stage.averaged():
+        weights = {name: tensor.clone() for name, tensor in system.network.state_dict().items()}
+    system.network.load_state_dict(weights)
+    system.network.eval()
+
+
+# ---------------------------------------------------------------- the imagined detector, and what it finds
+
+
+def detector(split: Split, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes [N, count, 4] xyxy and scores [N, count] of every person of a split."""
+    rng = np.random.default_rng(seed)
+    skeleton, boxes = split.skeleton, split.boxes[:, None].astype(np.float64)
+    trunk = [skeleton.index(f"{side}_{joint}") for side in ("left", "right") for joint in ("shoulder", "hip")]
+    whole = split.labelled[:, trunk].all(axis=1)
+    torso = np.concatenate([split.keypoints[:, trunk].min(axis=1), split.keypoints[:, trunk].max(axis=1)], axis=1)
+    core = np.where(whole[:, None], torso, split.boxes)[:, None]
+    sides = np.tile(boxes[..., 2:] - boxes[..., :2], 2)
+    lost = LOSS * rng.beta(1, 2, (len(split), count, 4))
+    offsets = (lost * (core - boxes) + JITTER * rng.standard_normal(lost.shape) * sides) / sides
+    flat = torch.from_numpy(np.repeat(boxes, count, axis=1).reshape(-1, 4))
+    moved = shift_edges(flat, torch.from_numpy(offsets.reshape(-1, 4))).numpy().reshape(-1, count, 4)
+    common = np.clip(np.minimum(moved[..., 2:], boxes[..., 2:]) - np.maximum(moved[..., :2], boxes[..., :2]), 0, None)
+    areas = [(b[..., 2:] - b[..., :2]).prod(axis=-1) for b in (moved, boxes)]
+    overlap = common.prod(axis=-1) / (areas[0] + areas[1] - common.prod(axis=-1))
+    return moved, np.clip(overlap + SCORE_NOISE * rng.standard_normal(overlap.shape), 0.05, 1)
+
+
+def predict(system: System, split: Split, rows: np.ndarray, boxes: np.ndarray, scores: np.ndarray) -> People:
+    """A pose per box [R, P, 4] of these rows; `person_scores` are the boxes' [R, P]."""
+    parts, first = [], 0
+    with torch.inference_mode():
+        for batch in Loader(split, threads=1).batches(rows, 64, None, 0, 0):
+            for number in range(boxes.shape[1]):
+                here = slice(first, first + len(batch))
+                ready = system.prepare(replace(batch, boxes=torch.from_numpy(boxes[here, number]).float()))
+                people = system.decode(system.forward(system.network, ready), ready)
+                parts.append(replace(people, person_scores=scores[here, number].astype(np.float32)))
+            first += len(batch)
+    return People.concatenate(parts)
+
+
+def measure(
+    system: System, train: Split, val: Split, data: Path, images: int, seed: int
+) -> tuple[dict[str, float], pose_nms.PoseNms]:
+    """AP by column, and the fitted numbers."""
+    skeleton = val.skeleton
+    rows, truth = first_images(val, data / "val.json", images)
+
+    def ap(people: People) -> float:
+        return oks.evaluate(people, truth, skeleton).metrics["ap"]
+
+    true = predict(system, val, rows, val.boxes[rows, None], np.ones((len(rows), 1)))
+    boxes, scores = (values[rows] for values in detector(val, PROPOSALS, seed + 1))
+    several = predict(system, val, rows, boxes, scores)
+    one = predict(system, val, rows, boxes[:, :1], scores[:, :1])
+    ranked = oks_nms.rescored(several, several.person_scores)
+    fitted = fit(system, train, data, seed)
+    columns = {
+        "true": ap(oks_nms.rescored(true, true.person_scores)),
+        "noisy": ap(oks_nms.rescored(one, one.person_scores)),
+        "several": ap(ranked),
+        "oks_nms": ap(ranked.select(oks_nms.suppress(ranked, sigmas_of(skeleton)))),
+        "released": ap(pose_nms.pose_nms(several)),
+        "fitted": ap(pose_nms.pose_nms(several, fitted)),
+    }
+    return {name: round(value, 4) for name, value in columns.items()}, fitted
+
+
+def first_images(split: Split, annotations: Path, count: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """The rows of people in at most so many images of a split, and the annotations of just those."""
+    whole = json.loads(annotations.read_text())
+    images = whole["images"][:count]
+    chosen = [image["id"] for image in images]
+    told = [annotation for annotation in whole["annotations"] if annotation["image_id"] in set(chosen)]
+    return np.flatnonzero(np.isin(split.image_ids, chosen)), {**whole, "images": images, "annotations": told}
+
+
+def fit(system: System, train: Split, data: Path, seed: int) -> pose_nms.PoseNms:
+    """Pose NMS's numbers for the system's own poses in the first images of the training split."""
+    rows, truth = first_images(train, data / "train.json", FIT_IMAGES)
+    boxes, scores = (values[rows] for values in detector(train, PROPOSALS, seed + 2))
+    people = predict(system, train, rows, boxes, scores)
+
+    def quality(params: pose_nms.PoseNms) -> float:
+        return oks.evaluate(pose_nms.pose_nms(people, params), truth, train.skeleton).metrics["ap"]
+
+    return pose_nms.fit(quality, rounds=1)[0]
+
+
+if __name__ == "__main__":
+    main()
