@@ -21,6 +21,7 @@ from flows.data import DatasetVersion
 from pose import lineage, training
 from pose.config import ROOT, Params
 from pose.data import detections
+from pose.data.scenes import SceneSplit
 from pose.data.shards import Split, describe
 from pose.digests import file_sha256, json_sha256, tree_sha256
 from pose.errors import RegistryError
@@ -31,6 +32,7 @@ from pose.inference.weights import trained
 from pose.people import People
 from pose.progress import say
 from pose.registry import Registry, RunLog, Version
+from pose.systems import SYSTEMS
 from pose.training import Outcome, TrainingSpec
 
 EVALUATING_CODE = (
@@ -111,9 +113,10 @@ class Job:
         return self.params.storage_path / "bundles" / f"{self.system}-{self.release[:12]}"
 
     @property
-    def split(self) -> Split:
-        """The images that all systems are compared on."""
-        return Split.open(self.dataset.directory, self.params.evaluation.split)
+    def split(self) -> Split | SceneSplit:
+        """The images that all systems are compared on, in the view of this one."""
+        opened = SceneSplit if SYSTEMS[self.system].view == "scene" else Split
+        return opened.open(self.dataset.directory, self.params.evaluation.split)
 
 
 def registry(params: Params) -> Registry:
