@@ -161,6 +161,14 @@ def test_images_without_anybody_are_measured_but_not_trained_on(
     assert 103 in SceneSplit.open(folder, "test").image_ids
 
 
+def test_a_picture_with_sixty_people(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(root, "val2017", annotation_file(range(101, 104), [person(200 + n, 102) for n in range(60)]))
+    folder = prepared(root, tmp_path, monkeypatch)
+    scenes = SceneSplit.open(folder, "test")
+    assert [scenes.people_of(row) for row in range(3)] == [slice(0, 0), slice(0, 60), slice(60, 60)]
+    assert len(Split.open(folder, "test")) == 60
+
+
 def test_the_published_evaluation_finds_nothing_changed(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

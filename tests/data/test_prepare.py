@@ -186,6 +186,19 @@ def digests(count: int) -> dict[int, str]:
     return {number: np.random.default_rng(number).bytes(32).hex() for number in range(count)}
 
 
+def test_splits_that_a_dataset_says_stay_and_their_near_duplicates_go() -> None:
+    """Image 1 looks like 7, which is a test image by decree; 2 and 3 only look like each other."""
+    hashes = digests(10)
+    images = tuple({"id": number} for number in hashes)
+    audited = Audit((), (), (), {}, (), images, len(images), hashes, ((1, 7), (2, 3)))
+    sides = split_images(audited, SplitParams(train=0.7, val=0.15, test=0.15), {7: "test", 8: "test"})
+    assert (sides[7], sides[8]) == ("test", "test")
+    assert 1 not in sides
+    assert sides[2] == sides[3]
+    alone = split_of(hashes)
+    assert all(sides[number] == alone[number] for number in (0, 2, 4, 5, 6, 9))
+
+
 def test_shares_are_met() -> None:
     sides = list(split_of(digests(4000)).values())
     assert [round(sides.count(name) / 4000, 2) for name in SPLITS] == pytest.approx([0.7, 0.15, 0.15], abs=0.02)

@@ -77,6 +77,12 @@ def test_opening_before_fetching_says_what_to_run(tmp_path):
         sources.open_source("drawn", synthetic_params(), tmp_path / "raw", tmp_path / "unpacked")
 
 
+@pytest.mark.parametrize(("kind", "block"), [("coco", "archives"), ("collage", "collage"), ("synthetic", "synthetic")])
+def test_a_kind_without_its_block_is_refused(kind, block):
+    with pytest.raises(ValueError, match=f"kind {kind} needs a block '{block}'"):
+        DatasetParams(kind=kind, **REST)
+
+
 @pytest.mark.parametrize(("kind", "digits"), [("lspet", 5), ("lsp", 4)])
 def test_an_lsp_archive_through_a_mirror(tmp_path, monkeypatch, kind, digits):
     joints = np.full((14, 3, 5), 7.0)
