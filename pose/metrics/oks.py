@@ -70,7 +70,9 @@ def summary(people: People, truth: Truth, sigmas: np.ndarray) -> dict[str, float
     evaluator.params.kpt_oks_sigmas = sigmas.tolist()
     evaluator.evaluate()
     evaluator.accumulate()
-    precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
+    tables = evaluator.eval
+    assert tables is not None
+    precision, recall = tables["precision"], tables["recall"]
     return {name: _mean_known((recall if name.startswith("ar") else precision)[_part(name)]) for name in NAMES}
 
 
