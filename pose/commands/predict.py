@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from pose.data.detections import Detections
+    from pose.errors import DataError
     from pose.inference.frames import Source
     from pose.inference.pipelines import Pipeline
     from pose.people import People
 
 MIN_SCORE = 0.3
 """Of a person that a detector or a scene model finds: below it most are none."""
+RESULTS = "predictions.json"
 MANY = 25 * 3600 * 24
 """Frames taken for possible where a video does not say how many it has: a day's."""
 
@@ -41,7 +43,7 @@ def predict(
         str | None, typer.Option(help="A person detector, named as --model is: finds the boxes to look into.")
     ] = None,
     boxes: Annotated[
-        Path | None, typer.Option(help="Person detections to look into: a COCO results list, by image id or file name.")
+        Path | None, typer.Option(help="Person detections to look into: a COCO results list, by image id.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("predictions"),
     min_score: Annotated[
@@ -67,6 +69,7 @@ def predict(
 
     Example: `pose predict --model models:/pose-lspet@champion photos 'more/*.jpg' dance.mp4`
     """
+    from pose.errors import DataError
     from pose.inference.choice import choose
     from pose.inference.frames import find
 
@@ -80,10 +83,13 @@ def predict(
     pipeline = choose(folder, look_for, _given(boxes, sources) if boxes else None, min_score)
     under = _maps_under(folder, pipeline) if maps else None
     drawing = {"under": under, "boxes": draw_boxes or not pipeline.model.finds_joints, "scores": draw_scores}
-    results = _run(pipeline, sources, out, batch, frames, drawing)
+    failures = _run(pipeline, sources, out, batch, frames, drawing)
     if json:
-        with results.open() as file:
+        with (out / RESULTS).open() as file:
             shutil.copyfileobj(file, sys.stdout)
+    if failures:
+        listed = "; ".join(str(failure) for failure in failures)
+        raise DataError(f"{len(failures)} of {len(sources)} inputs could not be read whole, the rest is done: {listed}")
 
 
 def _sources(files: list[Path], camera: int | None) -> list[Source]:
@@ -119,8 +125,8 @@ def _given(path: Path, sources: list[Source]) -> Detections:
 
 def _run(
     pipeline: Pipeline, sources: list[Source], out: Path, batch: int, limit: int | None, drawing: dict[str, Any]
-) -> Path:
-    """Everything that is asked for, written to `out`; returns the results' file. Raises DataError at the very end."""
+) -> list[DataError]:
+    """Everything that is asked for, written to `out`; returns what could not be read."""
     from pose.errors import DataError
     from pose.inference.results import Overlays, ResultsFile
     from pose.inference.run import entries, run
@@ -128,8 +134,7 @@ def _run(
 
     failures: list[DataError] = []
     done = 0
-    path = out / "predictions.json"
-    with ResultsFile(path) as results, Overlays(sources, out) as overlays:
+    with ResultsFile(out / RESULTS) as results, Overlays(sources, out) as overlays:
         outcomes = islice(run(pipeline, sources, batch, **drawing), limit)
         try:
             for outcome in track(outcomes, "frames", total=_total(sources, limit)):
@@ -141,11 +146,9 @@ def _run(
                 done += 1
         except KeyboardInterrupt:
             say("interrupted; what was done until now is kept")
-    say(f"{pipeline.model.name}: {results.entries} people in {done} pictures, drawn in {out}, numbers in {path}")
-    if failures:
-        listed = "; ".join(str(failure) for failure in failures)
-        raise DataError(f"{len(failures)} of {len(sources)} inputs could not be read whole, the rest is done: {listed}")
-    return path
+    found = f"{results.entries} people in {done} pictures"
+    say(f"{pipeline.model.name}: {found}, drawn in {out}, numbers in {out / RESULTS}")
+    return failures
 
 
 def _total(sources: list[Source], limit: int | None) -> int | None:

@@ -119,7 +119,7 @@ def every_frame(sources: Sequence[Source]) -> Iterator[tuple[Source, Frame | Dat
     remaining = iter(sources)
     with ThreadPoolExecutor(READ_TOGETHER) as pool:
         while group := list(islice(remaining, READ_TOGETHER)):
-            ahead = {id(s): pool.submit(lambda s=s: list(s.frames())) for s in group if isinstance(s, PictureFile)}
+            ahead = {id(s): pool.submit(list, s.frames()) for s in group if isinstance(s, PictureFile)}
             for source in group:
                 frames = ahead[id(source)].result() if id(source) in ahead else source.frames()
                 for frame in frames:

@@ -45,7 +45,7 @@ class Overlays:
     """Overlays below one folder as their originals lie below the folder that all have in common."""
 
     def __init__(self, sources: list[Source], out: Path) -> None:
-        files = {source: source.path.resolve() for source in sources if isinstance(source, PictureFile | Video)}
+        files: dict[Source, Path] = {s: s.path.resolve() for s in sources if isinstance(s, PictureFile | Video)}
         common = Path(os.path.commonpath([path.parent for path in files.values()])) if files else Path()
         names = {source: str(path.relative_to(common)) for source, path in files.items()}
         self._out = out

@@ -78,7 +78,7 @@ def entries(outcome: Outcome, finds_joints: bool) -> list[dict]:
 
     Without joints they are COCO detections.
     """
-    named = {"file_name": outcome.frame.source}
+    named: dict[str, str | int | float] = {"file_name": outcome.frame.source}
     if not isinstance(outcome.source, PictureFile):
         named |= {"frame": outcome.frame.number, "seconds": round(outcome.frame.seconds, 4)}
     results = outcome.people.to_coco_results()

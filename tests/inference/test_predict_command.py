@@ -84,8 +84,9 @@ def predict(*arguments: str | Path) -> Result:
 
 def test_bad_pictures_are_named_and_the_others_done(bundle: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = predict(photos, "--model", bundle, "--out", out, "--batch", 2)
+    result = predict(photos, "--model", bundle, "--out", out, "--batch", 2, "--json")
     assert result.exit_code == DataError.exit_code
+    assert len(json.loads(result.stdout)) == 4, "what was done is printed although something was not"
     said = " ".join(result.stderr.split())
     assert "2 of 6 inputs could not be read whole" in said
     assert "cut.jpg cannot be read" in said
