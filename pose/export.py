@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -121,7 +122,8 @@ def _build(
     started = time.monotonic()
     system.network.cpu()
     scene = system.view == "scene"
-    deployed = (export_scenes.DeployedScene(system) if scene else Deployed(system)).eval()
+    deployed: nn.Module = export_scenes.DeployedScene(system) if scene else Deployed(system)
+    deployed.eval()
     outputs = export_scenes.OUTPUTS if scene else OUTPUTS
     _write_programs(deployed, system.params.input_size, directory, outputs, any_batch=not scene)
     _write_description(name, system, crop, directory / "model.json")
@@ -129,7 +131,10 @@ def _build(
     rows = np.unique(np.linspace(0, len(split) - 1, params.parity_images).round().astype(np.int64))
     run_onnx = onnx_network(directory / "model.onnx", threads, outputs)
     candidates = {"onnx": run_onnx, "torch_export": exported_network(directory / "model.pt2")}
-    images, check = (_scene_check if scene else _person_check)(system, split, rows, _eager(deployed), params)
+    if isinstance(split, SceneSplit):
+        images, check = _scene_check(system, split, rows, _eager(deployed), params)
+    else:
+        images, check = _person_check(system, split, rows, _eager(deployed), params)
     parity = {kind: check(f"{name}, {kind}", run) for kind, run in candidates.items()}
     count = 1 if scene else THROUGHPUT_BATCH
     batch = np.resize(images, (count, *images.shape[1:]))
@@ -162,7 +167,7 @@ def _person_check(
 
 
 def _scene_check(
-    system: System, split: SceneSplit, rows: np.ndarray, network: Predict, params: ExportParams
+    system: Any, split: SceneSplit, rows: np.ndarray, network: Predict, params: ExportParams
 ) -> tuple[np.ndarray, Check]:
     """As _person_check, image by image."""
     images = export_scenes.inputs(system, split, rows)

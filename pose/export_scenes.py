@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -29,9 +30,9 @@ Answer = tuple[np.ndarray, ...]
 
 
 class DeployedScene(nn.Module):
-    """images uint8 [1, 3, H, W] to OUTPUTS, all float32."""
+    """images uint8 [1, 3, H, W] to OUTPUTS, all float32. The system's `people` decodes its network's outputs."""
 
-    def __init__(self, system: System) -> None:
+    def __init__(self, system: Any) -> None:
         super().__init__()
         self.normalise = Normalise()
         self.network = system.network
