@@ -1,0 +1,109 @@
+"""train-all on people in scenes: a detector first, then who is evaluated in its boxes, then an end-to-end system."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import train_all as train_all_module
+from flows.data import DatasetVersion
+from flows.train_all import Summary
+from pose.config import DatasetParams
+from pose.config_loading import load_dataset
+from pose.data.prepare import prepare
+from pose.data.sources import fetch_dataset
+from pose.registry import Registry
+
+STEP = {"batch_size": 8, "schedule": {"warmup_steps": 1}, "ema_decay": None}
+RCNN = {
+    "recipe": "modern", "input_size": 64, "depth": 18, "pyramid_channels": 16, "box_hidden": 32,
+    "anchors": [8, 16, 24, 32, 48], "proposals_train": 40, "proposals_test": 20, "sampled_anchors": 16,
+    "sampled_proposals": 16, "detections": 5,
+}  # fmt: skip
+BOXES = {"objectness": 1.0, "rpn_box": 1.0, "classifier": 1.0, "box": 1.0}
+RCNN_PHASE = {"epochs": 1, "train": ["trunk", "proposals", "heads"]}
+PEOPLE: dict[str, Any] = {
+    "dataset": "crowd",
+    "architectures": ["simple_baseline", "person_detector", "keypoint_rcnn"],
+    "parallel": 2,
+    "systems": {
+        "simple_baseline": {
+            "recipe": "modern", "input_size": [32, 64], "depth": 18, "deconvolutions": [16, 16],
+            "recipes": {"modern": STEP | {"phases": [{"name": "maps", "epochs": 1, "train": ["trunk", "head"],
+                                                      "losses": {"maps": 1.0}}]}},
+        },
+        "person_detector": RCNN | {"recipes": {"modern": STEP | {"phases": [{"name": "b", **RCNN_PHASE,
+                                                                             "losses": BOXES}]}}},
+        "keypoint_rcnn": RCNN | {
+            "keypoint_channels": [16],
+            "recipes": {"modern": STEP | {"phases": [{"name": "p", **RCNN_PHASE,
+                                                      "losses": BOXES | {"keypoints": 1.0}}]}},
+        },
+    },
+    "promotion": {"metric": "oks_ap", "resamples": 100},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory: pytest.TempPathFactory) -> DatasetVersion:
+    """Forty drawn scenes of one or two people, prepared for real."""
+    folder = tmp_path_factory.mktemp("crowd")
+    block = load_dataset("crowd").model_dump() | {"split": {"train": 0.5, "val": 0.25, "test": 0.25}}
+    block["synthetic"] |= {"images": 40, "width": 96, "height": 96, "people": [1, 2]}
+    block["crop"] |= {"size": 64}
+    block["scene"] |= {"size": 96}
+    params = DatasetParams.model_validate(block)
+    fetch_dataset("crowd", params, folder / "raw")
+    prepared = folder / "prepared" / "crowd"
+    prepare("crowd", params, folder / "raw", folder / "unpacked", prepared)
+    digest = hashlib.md5((prepared / "SHA256SUMS").read_bytes()).hexdigest()
+    return DatasetVersion("crowd", prepared, digest, False)
+
+
+@pytest.fixture(scope="module")
+def run(
+    flow_world: dict[str, DatasetVersion], crowd: DatasetVersion, profile: Callable[..., str]
+) -> Iterator[tuple[Summary, Callable[[], Summary]]]:
+    """The first run, and how to run it again."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(train_all_module, "bring_up_to_date", {"crowd": crowd}.__getitem__)
+        again = lambda: train_all_module.train_all(profile(**PEOPLE))  # noqa: E731
+        yield again(), again
+
+
+def test_people_are_measured_in_annotated_and_in_the_detectors_boxes(
+    run: tuple[Summary, Callable[[], Summary]], registry: Registry
+) -> None:
+    summary, _ = run
+    assert set(summary.versions) == {"person_detector", "simple_baseline", "keypoint_rcnn"}
+    top_down = registry.resolve(summary.versions["simple_baseline"])
+    assert {"oks_ap", "oks_ap_detected", "pck_image_12"} <= set(top_down.metrics)
+    protocol = {key: top_down.protocol_of(key) for key in ("oks_ap", "oks_ap_detected")}
+    assert protocol["oks_ap"].boxes != protocol["oks_ap_detected"].boxes
+    detector = registry.resolve(summary.versions["person_detector"])
+    assert "box_ap" in detector.metrics
+    assert "oks_ap" not in detector.metrics
+    assert "oks_ap" in registry.resolve(summary.versions["keypoint_rcnn"]).metrics
+    assert "detected" in summary.report.read_text()
+
+
+def test_an_unchanged_run_does_nothing_again(run: tuple[Summary, Callable[[], Summary]]) -> None:
+    first, again = run
+    second = again()
+    assert second.versions == first.versions
+    assert set(second.skipped) == set(first.versions)
+
+
+def test_the_detectors_boxes_are_the_standard_list(
+    run: tuple[Summary, Callable[[], Summary]], crowd: DatasetVersion, storage: Path
+) -> None:
+    from pose.data import detections
+    from pose.data.scenes import SceneSplit
+
+    (path,) = (storage / "detections").glob("person_detector-*.json")
+    images = SceneSplit.open(crowd.directory, "test").image_ids
+    assert set(detections.read(path, images.tolist()).image_ids) <= set(images)
