@@ -23,7 +23,7 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
-from torchvision.ops import clip_boxes_to_image, nms
+from torchvision.ops import clip_boxes_to_image
 
 from pose.layers.keypoint_maps import confidences, keypoint_loss, peaks
 from pose.layers.regions import Target, match, pool, sample, survivors
@@ -224,7 +224,9 @@ class Rcnn(nn.Module):
             deltas = deltas.gather(1, best[..., None].expand(-1, -1, 4))
             box = self.anchor_coder.decode_single(deltas.flatten(0, 1), anchors[best].flatten(0, 1))
             box = clip_boxes_to_image(box.unflatten(0, (images, -1)), size)
-            kept = torch.stack([survivors(box[i], score[i], PROPOSAL_OVERLAP) for i in range(images)])
+            kept = torch.zeros_like(score, dtype=torch.bool)
+            for i in range(images):
+                kept[i, survivors(box[i], score[i], PROPOSAL_OVERLAP)] = True
             kept &= (box[..., 2:] - box[..., :2] > LEAST_SIDE).all(dim=2)
             boxes.append(box)
             scores.append(torch.where(kept, score, -1.0))
@@ -250,7 +252,7 @@ class Rcnn(nn.Module):
         """The detections of one image, [D, 4] and [D]."""
         kept = (scores > self.limits.score_floor) & (boxes[:, 2:] - boxes[:, :2] >= LEAST_SIDE).all(dim=1)
         boxes, scores = boxes[kept], scores[kept]
-        best = nms(boxes, scores, self.limits.overlap)[: self.limits.detections]
+        best = survivors(boxes, scores, self.limits.overlap)[: self.limits.detections]
         return boxes[best], scores[best]
 
     def _joints(self, dense: dict[str, Any], boxes: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -75,9 +75,15 @@ def _draw(rows: Tensor, count: int) -> Tensor:
 
 
 def survivors(boxes: Tensor, scores: Tensor, overlap: float) -> Tensor:
-    """[N] bool: the boxes that no better box overlaps by more than this IoU."""
-    kept = torch.zeros_like(scores, dtype=torch.bool)
-    return kept.index_fill(0, nms(boxes, scores, overlap), True)
+    """Rows of the boxes [N, 4] within the image that no better one overlaps by more than this IoU, the best first.
+
+    scores: [N], not negative.
+    """
+    # To exporters torchvision promises that at least two boxes survive, and a program then insists on it; so two that
+    # touch nothing take part.
+    beyond = boxes.new_tensor([[-4.0, -4.0, -3.0, -3.0], [-2.0, -2.0, -1.0, -1.0]])
+    kept = nms(torch.cat([boxes, beyond]), torch.cat([scores, scores.new_full((2,), -1.0)]), overlap)
+    return kept[kept < boxes.shape[0]]
 
 
 def pool(features: Mapping[str, Tensor], boxes: Sequence[Tensor], cells: int, size: tuple[int, int]) -> Tensor:
