@@ -242,7 +242,7 @@ def test_decoding_the_target_gives_the_truth_in_original_pixels(make, recipe):
 
 @pytest.mark.parametrize("recipe", ["paper", "modern"])
 def test_learns_four_noise_images_by_heart(make, recipe):
-    system = make(LSP14, recipe=recipe, flip_test=False, input_size=[64, 64])
+    system = make(LSP14, recipe=recipe, flip_test=False, input_size=[64, 64], deconvolutions=[16, 16, 16])
     batch = batch_of(system, people=4)
     network = system.network.train()
     optimiser = torch.optim.Adam(network.parameters(), lr=2e-3)
