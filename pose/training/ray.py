@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, cast
 
@@ -104,14 +105,7 @@ def connect(params: RayParams) -> None:
             say(f"training.ray asks for {wanted:g} CPUs and this machine has {cores}: its workers share them")
         for attempt in range(1, STARTS + 1):
             try:
-                # "local" always: without it Ray joins whatever cluster runs on this machine.
-                ray.init(
-                    address="local",
-                    num_cpus=max(cores, math.ceil(wanted)),
-                    include_dashboard=False,
-                    log_to_driver=params.storage_path is not None,
-                    runtime_env={"env_vars": env},
-                )
+                _start(num_cpus=max(cores, math.ceil(wanted)), log_to_driver=params.storage_path is not None, env=env)
                 return
             except Exception as error:  # Ray raises a bare Exception where its processes take more than 30 s
                 ray.shutdown()
@@ -121,6 +115,34 @@ def connect(params: RayParams) -> None:
                         f"overloaded. With `--set training.ray.workers=0` the training needs no Ray"
                     ) from error
                 say("Ray did not start; trying again")
+
+
+def _start(num_cpus: int, log_to_driver: bool, env: dict[str, str]) -> None:
+    """A private Ray, started from a thread that lives as long as this process.
+
+    Linux kills Ray's processes when the thread that forked them ends, and a minute later Ray ends a driver that has
+    lost them: the pool of threads that trains architectures side by side is gone before the report is written.
+    """
+    started: Future[None] = Future()
+
+    def start_and_stay() -> None:
+        try:
+            # "local" always: without it Ray joins whatever cluster runs on this machine.
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                log_to_driver=log_to_driver,
+                runtime_env={"env_vars": env},
+            )
+        except Exception as error:
+            started.set_exception(error)
+        else:
+            started.set_result(None)
+            threading.Event().wait()
+
+    threading.Thread(target=start_and_stay, name="ray", daemon=True).start()
+    started.result()
 
 
 def _scaling(params: RayParams) -> ScalingConfig:
