@@ -276,7 +276,7 @@ class EvaluationParams(Strict):
     gallery: Count = Field(description="pictures in each gallery of the report")
     detections: str | None = Field(
         default=None,
-        description="JSON list of person boxes for systems of single people; null: those of person_detector, if trained",
+        description="JSON list of person boxes for systems of single people; null: the run's person_detector's",
     )
 
 

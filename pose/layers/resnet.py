@@ -94,13 +94,9 @@ class ResNet(nn.Module):
         return [self.conv1, self.bn1, self.layer1, self.layer2, self.layer3, self.layer4]
 
     def features(self, images: Tensor) -> Tensor:
-        """The last map; see the class."""
+        """The last map of [B, 3, H, W]; see the class."""
         features = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         return self.layer4(self.layer3(self.layer2(self.layer1(features))))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """See the class."""
-        return self.features(images)
 
     def _layer(self, block: type[Basic] | type[Bottleneck], width: int, count: int, stride: int) -> nn.Sequential:
         blocks: list[nn.Module] = []

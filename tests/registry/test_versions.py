@@ -44,7 +44,8 @@ def test_an_incomplete_bundle_is_refused(factory: Callable, tmp_path: Path) -> N
     models = factory()
     version = models.register(GOOD)
     (tmp_path / "bare").mkdir()
-    (tmp_path / "bare" / "model.json").write_text('{"system": "t", "skeleton": "s", "joints": ["a"], "input_size": [8, 8]}')
+    described = '{"system": "t", "skeleton": "s", "joints": ["a"], "input_size": [8, 8]}'
+    (tmp_path / "bare" / "model.json").write_text(described)
     with pytest.raises(RegistryError, match=r"lacks model\.onnx, model\.pt2"):
         models.registry.register(tmp_path / "bare", models.name, version.run_id, {}, {})
 
