@@ -193,7 +193,7 @@ class PoseResNet(ResNet):
         self.register_buffer("input_shift", torch.zeros(3))
         self.register_buffer("mirror", torch.tensor(mirror), persistent=False)
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
         """See the class. The mirrored image has its say in evaluation alone."""
         maps = self.maps(images)
         if self.flip_test and not self._trains:
