@@ -98,6 +98,10 @@ class ResNet(nn.Module):
         features = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         return self.layer4(self.layer3(self.layer2(self.layer1(features))))
 
+    def forward(self, images: Tensor) -> Tensor:
+        """The last map; see the class."""
+        return self.features(images)
+
     def _layer(self, block: type[Basic] | type[Bottleneck], width: int, count: int, stride: int) -> nn.Sequential:
         blocks: list[nn.Module] = []
         for index in range(count):
