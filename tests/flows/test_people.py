@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +16,9 @@ from pose.config_loading import load_dataset
 from pose.data.prepare import prepare
 from pose.data.sources import fetch_dataset
 from pose.registry import Registry
+
+# Exporting two R-CNNs alone takes a minute and a half.
+pytestmark = pytest.mark.slow
 
 STEP = {"batch_size": 8, "schedule": {"warmup_steps": 1}, "ema_decay": None}
 RCNN = {
@@ -65,13 +67,19 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> DatasetVersion:
 
 
 @pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    """A store of its own: other tests count what is in theirs."""
+    return Registry(tmp_path_factory.mktemp("people"))
+
+
+@pytest.fixture(scope="module")
 def run(
-    flow_world: dict[str, DatasetVersion], crowd: DatasetVersion, profile: Callable[..., str]
+    flow_world: dict[str, DatasetVersion], crowd: DatasetVersion, profile: Callable[..., str], registry: Registry
 ) -> Iterator[tuple[Summary, Callable[[], Summary]]]:
     """The first run, and how to run it again."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(train_all_module, "bring_up_to_date", {"crowd": crowd}.__getitem__)
-        again = lambda: train_all_module.train_all(profile(**PEOPLE))  # noqa: E731
+        again = lambda: train_all_module.train_all(profile(**PEOPLE, storage=str(registry.store.storage)))  # noqa: E731
         yield again(), again
 
 
@@ -99,11 +107,11 @@ def test_an_unchanged_run_does_nothing_again(run: tuple[Summary, Callable[[], Su
 
 
 def test_the_detectors_boxes_are_the_standard_list(
-    run: tuple[Summary, Callable[[], Summary]], crowd: DatasetVersion, storage: Path
+    run: tuple[Summary, Callable[[], Summary]], crowd: DatasetVersion, registry: Registry
 ) -> None:
     from pose.data import detections
     from pose.data.scenes import SceneSplit
 
-    (path,) = (storage / "detections").glob("person_detector-*.json")
+    (path,) = (registry.store.storage / "detections").glob("person_detector-*.json")
     images = SceneSplit.open(crowd.directory, "test").image_ids
     assert set(detections.read(path, images.tolist()).image_ids) <= set(images)
