@@ -28,8 +28,6 @@ from torchvision.ops import clip_boxes_to_image
 from pose.layers.keypoint_maps import confidences, keypoint_loss, peaks
 from pose.layers.regions import Target, match, pool, sample, survivors
 
-STRIDE = 32
-"""Sides of an input are multiples of this, so that the cells of every level cover it exactly."""
 RATIOS = (0.5, 1.0, 2.0)
 """Height over width of the anchors."""
 GROUPS = 32

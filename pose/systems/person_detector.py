@@ -10,7 +10,7 @@ background samples here; torchvision's recipe takes them for background.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -20,11 +20,17 @@ from torch import Tensor, nn
 from pose.config import Count, Fraction, InputSize, SystemParams
 from pose.data.batch import IGNORE_STRIDE, SceneBatch
 from pose.errors import PoseError
-from pose.layers.rcnn import STRIDE, Found, Heads, Limits, Rcnn, pyramid
-from pose.layers.regions import Target
 from pose.layers.weights import COUNTED, load_strictly
 from pose.people import People
 from pose.systems.base import Card, Joints, System
+
+if TYPE_CHECKING:
+    # torchvision, on which these stand, takes six seconds to import; only who builds an R-CNN waits for it.
+    from pose.layers.rcnn import Found, Rcnn
+    from pose.layers.regions import Target
+
+STRIDE = 32
+"""Sides of an input are multiples of this, so that the cells of every level cover it exactly."""
 
 
 class RcnnParams(SystemParams):
@@ -67,12 +73,19 @@ class PersonDetector(System):
 
     def build(self) -> nn.Module:
         """[B, 3, H, W] to the outputs of Rcnn."""
+        from pose.layers.rcnn import Heads, Limits, Rcnn, pyramid
+
         p = self.params
         names = Limits.__dataclass_fields__
         limits = Limits(**{name: getattr(p, name) for name in names})
         backbone = pyramid(p.depth, p.norm, p.pyramid_channels)
         heads = Heads(p.pyramid_channels, p.box_hidden, self.keypoint_channels, self.skeleton.size)
         return Rcnn(backbone, heads, p.anchors, limits, self.skeleton.size)
+
+    @property
+    def rcnn(self) -> Rcnn:
+        """The network under its own type."""
+        return cast("Rcnn", self.network)
 
     @property
     def keypoint_channels(self) -> Sequence[int]:
@@ -87,8 +100,7 @@ class PersonDetector(System):
     @property
     def groups(self) -> dict[str, list[nn.Module]]:
         """trunk: ResNet and pyramid; proposals: the head on every cell; heads: those on boxes."""
-        network = self.network
-        assert isinstance(network, Rcnn)
+        network = self.rcnn
         return {"trunk": [network.backbone], "proposals": [network.rpn], "heads": [network.roi_heads]}
 
     def forward(self, network: nn.Module, batch: Any) -> Any:
@@ -102,8 +114,7 @@ class PersonDetector(System):
         """Cross-entropies and smooth L1 losses over anchors and proposals sampled with torch's own generator."""
         if "losses" in outputs:
             return outputs["losses"]
-        network = self.network
-        assert isinstance(network, Rcnn)
+        network = self.rcnn
         return network.losses(outputs, targets_of(batch), network.limits.proposals_test)
 
     def joints(self, outputs: Any) -> Joints:
@@ -115,8 +126,7 @@ class PersonDetector(System):
 
     def people(self, outputs: Any) -> Found:
         """Decoding in pure tensor code, so that an exported graph can hold it."""
-        network = self.network
-        assert isinstance(network, Rcnn)
+        network = self.rcnn
         return network.detect(outputs)
 
     def decode(self, outputs: Any, batch: Any) -> People:
@@ -147,6 +157,8 @@ class PersonDetector(System):
 
 def targets_of(batch: SceneBatch) -> list[Target]:
     """The people of each image that have an area to be found in."""
+    from pose.layers.regions import Target
+
     wide = (batch.boxes[..., 2:] > batch.boxes[..., :2]).all(dim=2)
     return [
         Target(batch.boxes[i, rows], batch.keypoints[i, rows], batch.labelled[i, rows], batch.ignored[i], IGNORE_STRIDE)
