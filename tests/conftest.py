@@ -21,6 +21,16 @@ def pytest_configure(config: pytest.Config) -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
     }.items():
         os.environ.setdefault(name, value)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes of `make test` have a core each
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of the processes of `make test`, one runs all of a file's tests, and one all that share the flows' store."""
+    for item in items:
+        shares_store = "server" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("flows" if shares_store else item.nodeid.partition("::")[0]))
 
 
 def mirror_folder() -> Path | None:

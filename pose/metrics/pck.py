@@ -24,7 +24,9 @@ IMAGE_THRESHOLD = 1 / 12
 TORSO_THRESHOLD = 0.2
 """Share of the torso, left shoulder to right hip."""
 HEAD_THRESHOLD = 0.5
-"""Share of the head segment, neck to head top. Not MPII's head box, and without its factor 0.6."""
+"""Share of the head: of the segment from neck to head top, or of MPII's HEAD_BOX_SHARE of a head box."""
+HEAD_BOX_SHARE = 0.6
+"""Of a head box's diagonal, MPII's length of a head."""
 
 IMAGE_GRID = np.linspace(0, 0.25, 51)
 TORSO_GRID = np.linspace(0, 0.5, 51)
@@ -64,6 +66,15 @@ def head_errors(predictions: People, truth: People, skeleton: Skeleton) -> np.nd
     if skeleton.head is None:
         raise ConfigError(f"skeleton {skeleton.name} has no head segment, so PCKh is not defined for it")
     return _segment_errors(predictions, truth, skeleton, skeleton.head)
+
+
+def head_box_errors(predictions: People, truth: People, head_boxes: np.ndarray) -> np.ndarray:
+    """[N, K] distances in the original image over MPII's head size; NaN for people without a head box.
+
+    head_boxes: [N, 4] x1, y1, x2, y2 in the original image.
+    """
+    diagonal = HEAD_BOX_SHARE * np.hypot(*(head_boxes[:, 2:] - head_boxes[:, :2]).astype(np.float64).T)
+    return _distances(predictions, truth, np.where(diagonal > 0, diagonal, np.nan)[:, None, None])
 
 
 def hits(errors: np.ndarray, threshold: float) -> Counts:

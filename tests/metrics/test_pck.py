@@ -111,3 +111,11 @@ def test_no_head_segment_no_pckh(pair):
     predictions, truth = pair
     with pytest.raises(ConfigError, match="coco17"):
         pck.head_errors(predictions, truth, COCO17)
+
+
+def test_head_box_errors_are_shares_of_six_tenths_of_its_diagonal(pair):
+    predictions, truth = pair
+    boxes = np.tile([5.0, 6.0, 35.0, 46.0], (len(truth), 1))  # a diagonal of 50 px
+    boxes[2] = 7.0  # of no extent
+    expected = loop(predictions, truth, lambda n: None if n == 2 else (30.0, 30.0))
+    np.testing.assert_allclose(pck.head_box_errors(predictions, truth, boxes), expected, rtol=1e-12)

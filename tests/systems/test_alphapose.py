@@ -336,36 +336,44 @@ def test_learns_a_handful_by_heart_through_both_phases(recipe):
     assert found.scores[batch.labelled].mean() > 0.3
 
 
+class SeesBrightness(torch.nn.Module):
+    """A pose network that needs no learning: wherever the first channel is bright, there all joints are."""
+
+    def __init__(self, system):
+        super().__init__()
+        (self.width, self.height), self.joints = system.params.map_size, system.skeleton.size
+
+    def forward(self, images):
+        maps = F.interpolate(images[:, :1], size=(self.height, self.width), mode="area")
+        return 6 * maps.expand(-1, self.joints, -1, -1)
+
+
 def test_the_transformer_learns_to_centre_what_is_off_centre():
-    """Pictures without fine grain, moved by 8 px: the twin's loss pulls the view after them."""
+    """A person is a bright spot, 8 px beside where its box says: the twin's loss pulls the view after it."""
     system = tiny(recipe="modern", flip_test=False)
-    size = torch.tensor(system.params.input_size).float()
-    g = torch.Generator().manual_seed(0)
-    coarse = torch.randn(4, 3, 9, 6, generator=g)
-    keypoints = size / 2 + (torch.rand(4, LSP14.size, 2, generator=g) - 0.5) * size * 0.6
-    batch = prepared(system, people=4)
-    batch = replace(
-        batch,
-        images=F.interpolate(coarse, size=(96, 64), mode="bicubic"),
-        keypoints=keypoints,
-        labelled=torch.ones_like(batch.labelled),
-    )
-    trained(system, batch, POSE, steps=60)
+    system.network.pose = SeesBrightness(system)
+    system.network.twin.network = SeesBrightness(system)
+    width, height = system.params.input_size
     shift = 8.0
+    rows, columns = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    middle = torch.tensor([width / 2, height / 2])
+    spot = torch.exp(-((columns - middle[0] - shift) ** 2 + (rows - middle[1]) ** 2) / (2 * 12**2))
+    batch = prepared(system, people=4)
+    noise = torch.randn(4, 3, height, width, generator=torch.Generator().manual_seed(0))
     moved = replace(
         batch,
-        images=batch.images.roll(int(shift), dims=3),
-        keypoints=batch.keypoints + torch.tensor([shift, 0.0]),
+        images=spot + 0.1 * noise,
+        keypoints=(middle + torch.tensor([shift, 0.0])).expand(4, LSP14.size, 2),
+        labelled=torch.ones_like(batch.labelled),
         to_original=torch.tensor([[1.0, 0, -shift], [0, 1.0, 0]]).repeat(4, 1, 1),
     )
-    assert system.centred(moved) == pytest.approx(batch.keypoints, abs=1e-3)
+    assert system.centred(moved) == pytest.approx(middle.expand(4, LSP14.size, 2), abs=1e-3)
     only = PhaseParams(name="rmpe", epochs=1, train=["transformer"], losses={"parallel": 1.0})
-    history = trained(system, moved, only, steps=60, lr=0.01)
-    assert history[-1] < 0.8 * history[0]
+    history = trained(system, moved, only, steps=80, lr=0.02)
     theta = system.network(moved.images)["theta"]
-    middle = move((size / 2).expand(4, 1, 2), theta, system.params.input_size)[:, 0] - size / 2
-    assert (middle[:, 0] > 0).all(), "every view's centre went towards its person's"
-    assert middle[:, 0].mean() > shift / 3
+    shown = move(middle.expand(4, 1, 2), theta, system.params.input_size)[:, 0] - middle
+    assert history[-1] < history[0]
+    assert shown.detach() == pytest.approx(torch.tensor([shift, 0.0]).expand(4, 2), abs=1)
 
 
 # ---------------------------------------------------------------- export and bad input
