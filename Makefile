@@ -32,6 +32,7 @@ bench: $(STAMP)  ## ratios: engine against a bare loop, loader against per-image
 	@$(BIN)/python -m benchmarks.pose_nms
 	@$(BIN)/python -m benchmarks.oks_nms
 	@$(BIN)/python -m benchmarks.oks
+	@$(BIN)/python -m benchmarks.onnx
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

@@ -125,7 +125,7 @@ def _build(
     deployed: nn.Module = export_scenes.DeployedScene(system) if scene else Deployed(system)
     deployed.eval()
     outputs = export_scenes.OUTPUTS if scene else OUTPUTS
-    _write_programs(deployed, system.params.input_size, directory, outputs, any_batch=not scene)
+    write_programs(deployed, system.params.input_size, directory, outputs, any_batch=not scene)
     _write_description(name, system, crop, directory / "model.json")
 
     rows = np.unique(np.linspace(0, len(split) - 1, params.parity_images).round().astype(np.int64))
@@ -241,7 +241,7 @@ def _eager(module: nn.Module) -> Predict:
     return run
 
 
-def _write_programs(
+def write_programs(
     deployed: nn.Module, size: tuple[int, int], directory: Path, outputs: tuple[str, ...], *, any_batch: bool
 ) -> None:
     """model.pt2 and, made from the same traced program, model.onnx with its weights inside."""
