@@ -142,7 +142,37 @@ COCO17 = Skeleton(
     ),
 )  # fmt: skip
 
-SKELETONS: dict[str, Skeleton] = {skeleton.name: skeleton for skeleton in (LSP14, COCO17)}
+OPENPOSE18 = Skeleton(
+    name="openpose18",
+    joints=(
+        "nose", "neck", "right_shoulder", "right_elbow", "right_wrist", "left_shoulder", "left_elbow", "left_wrist",
+        "right_hip", "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle",
+        "right_eye", "left_eye", "right_ear", "left_ear",
+    ),
+    # In the order and direction of the channels of the published networks.
+    limbs=(
+        ("neck", "right_hip"), ("right_hip", "right_knee"), ("right_knee", "right_ankle"),
+        ("neck", "left_hip"), ("left_hip", "left_knee"), ("left_knee", "left_ankle"),
+        ("neck", "right_shoulder"), ("right_shoulder", "right_elbow"), ("right_elbow", "right_wrist"),
+        ("right_shoulder", "right_ear"),
+        ("neck", "left_shoulder"), ("left_shoulder", "left_elbow"), ("left_elbow", "left_wrist"),
+        ("left_shoulder", "left_ear"),
+        ("neck", "nose"), ("nose", "right_eye"), ("nose", "left_eye"),
+        ("right_eye", "right_ear"), ("left_eye", "left_ear"),
+    ),
+    mirror_pairs=COCO17.mirror_pairs,
+    pcp_limbs=COCO17.pcp_limbs,
+    torso=("left_shoulder", "right_hip"),
+    head=None,
+    # COCO's, and for the neck, the middle of the shoulders, the shoulders' own.
+    oks_sigmas=(
+        0.026, 0.079, 0.079, 0.072, 0.062, 0.079, 0.072, 0.062,
+        0.107, 0.087, 0.089, 0.107, 0.087, 0.089,
+        0.025, 0.025, 0.035, 0.035,
+    ),
+)  # fmt: skip
+
+SKELETONS: dict[str, Skeleton] = {skeleton.name: skeleton for skeleton in (LSP14, COCO17, OPENPOSE18)}
 
 
 def skeleton_named(name: str) -> Skeleton:

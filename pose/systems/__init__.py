@@ -18,7 +18,9 @@ from pose.systems.baseline1 import Baseline1
 from pose.systems.baseline2 import Baseline2
 from pose.systems.cpm import Cpm
 from pose.systems.deeppose import DeepPose
+from pose.systems.kapao import Kapao
 from pose.systems.keypoint_rcnn import KeypointRcnn
+from pose.systems.openpose import OpenPose
 from pose.systems.person_detector import PersonDetector
 from pose.systems.simple_baseline import SimpleBaseline
 from pose.systems.vgg16_regressor import Vgg16Regressor
@@ -35,7 +37,9 @@ SYSTEMS: dict[str, type[System]] = {
     "simple_baseline": SimpleBaseline,
     "person_detector": PersonDetector,
     "keypoint_rcnn": KeypointRcnn,
+    "kapao": Kapao,
     "alphapose": AlphaPose,
+    "openpose": OpenPose,
 }
 
 
