@@ -54,17 +54,17 @@ def train_all(profile: Profile = None, set_: Set = None, json: Json = False) -> 
     import sys
     from contextlib import redirect_stdout
 
-    load_params(profile, set_)  # a mistake in it need not wait for Prefect's server
     from flows import server
 
     # Prefect's server takes as many seconds to start as we and MLflow take to import: side by side.
-    with server.starting():
+    with server.starting() as prefect:
+        load_params(profile, set_)  # a mistake in it need not wait for the server
         from flows.train_all import train_all as flow
         from pose.registry.store import load_mlflow
 
         load_mlflow()
-    # The flow prints its table; a script that asked for JSON gets that on standard error.
-    with redirect_stdout(sys.stderr if json else sys.stdout):
-        summary = flow(profile, set_ or [])
+        # The flow prints its table; a script that asked for JSON gets that on standard error.
+        with redirect_stdout(sys.stderr if json else sys.stdout), prefect.answering():
+            summary = flow(profile, set_ or [])
     if json:
         print_json(asdict(summary))

@@ -14,13 +14,20 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image, ImageDraw
-from prefect.settings import PREFECT_HOME, PREFECT_SERVER_ANALYTICS_ENABLED, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_HOME,
+    PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
+    PREFECT_SERVER_ANALYTICS_ENABLED,
+    PREFECT_SERVER_DATABASE_CONNECTION_URL,
+    temporary_settings,
+)
 from torch import Tensor
 
 from flows import promote as promote_module
 from flows import train_all as train_all_module
 from flows.data import DatasetVersion
+from flows.server import EmbeddedServer, starting
 from flows.train_all import Summary
 from pose.config import DatasetParams
 from pose.config_loading import load_dataset
@@ -110,11 +117,19 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, DatasetVersi
 
 
 @pytest.fixture(scope="package")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One Prefect server with a database of its own; nothing of the user's is touched."""
-    home = {PREFECT_HOME: tmp_path_factory.mktemp("prefect"), PREFECT_SERVER_ANALYTICS_ENABLED: False}
-    with temporary_settings(updates=home), prefect_test_harness(server_startup_timeout=180):
-        yield
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """One embedded Prefect server with a database of its own; nothing of the user's is touched."""
+    home = tmp_path_factory.mktemp("prefect")
+    ours = {
+        PREFECT_HOME: home,
+        PREFECT_SERVER_DATABASE_CONNECTION_URL: f"sqlite+aiosqlite:///{home}/prefect.db",
+        PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: True,
+        PREFECT_SERVER_ANALYTICS_ENABLED: False,
+    }
+    with temporary_settings(updates=ours, restore_defaults={PREFECT_API_URL}), starting() as embedded:
+        assert isinstance(embedded, EmbeddedServer)
+        with embedded.answering():
+            yield embedded
 
 
 @pytest.fixture(scope="package")
@@ -124,7 +139,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="package")
-def flow_world(server: None, datasets: dict[str, DatasetVersion]) -> Iterator[dict[str, DatasetVersion]]:
+def flow_world(server: EmbeddedServer, datasets: dict[str, DatasetVersion]) -> Iterator[dict[str, DatasetVersion]]:
     """The flows with DVC replaced by what it would have prepared, and no pause before another try to register."""
     register = train_all_module.register.with_options(retry_delay_seconds=0.01)
     with pytest.MonkeyPatch.context() as patched:
