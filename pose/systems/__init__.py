@@ -17,6 +17,7 @@ from pose.systems.base import System
 from pose.systems.baseline1 import Baseline1
 from pose.systems.baseline2 import Baseline2
 from pose.systems.cpm import Cpm
+from pose.systems.deepcut import DeepCut
 from pose.systems.deeppose import DeepPose
 from pose.systems.kapao import Kapao
 from pose.systems.keypoint_rcnn import KeypointRcnn
@@ -40,6 +41,7 @@ SYSTEMS: dict[str, type[System]] = {
     "kapao": Kapao,
     "alphapose": AlphaPose,
     "openpose": OpenPose,
+    "deepcut": DeepCut,
 }
 
 

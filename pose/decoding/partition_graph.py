@@ -1,0 +1,86 @@
+"""People from candidates: how a partition becomes joints, and a contraction in pure tensor code for exported graphs.
+
+What a graph can hold is the greedy part of pose.decoding.partition: candidates are joined two by two where both attract
+each other most, many pairs at a time. It has no moves afterwards and no proof; `pose predict` from trained weights and
+evaluation do better.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pose.decoding.candidates import Candidates
+
+ROUNDS = 40
+"""A joint more per round is the slowest a person grows, so this is enough for any skeleton with few double joints."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """R people in B images, in pixels of the input; those of an image by falling score."""
+
+    image: Tensor
+    """[R] int64, which of the B."""
+    boxes: Tensor
+    """[R, 4] xyxy, around the joints that were found."""
+    scores: Tensor
+    """[R] in [0, 1], the mean of the confidences over all kinds of joints."""
+    keypoints: Tensor
+    """[R, K, 2]; of a joint that was not found the middle of the person's others."""
+    confidences: Tensor
+    """[R, K] in [0, 1], 0 where not found."""
+
+
+def contract(unary: Tensor, pair: Tensor, valid: Tensor) -> Tensor:
+    """[N, N] float: 1 where a candidate (row) belongs to a person (column); a person who costs has none.
+
+    unary [N], pair [N, N] symmetric with 0 on the diagonal: costs; valid [N] bool.
+    """
+    count = unary.shape[0]
+    off = 1 - torch.eye(count, dtype=pair.dtype, device=pair.device)
+    costs = pair * off * (valid[:, None] & valid[None])
+    between = costs
+    member = torch.eye(count, dtype=pair.dtype, device=pair.device)
+    numbers = torch.arange(count, device=pair.device)
+    for _ in range(ROUNDS):
+        least, nearest = between.min(dim=1)
+        mutual = (least < 0) & (nearest[nearest] == numbers)
+        leader = torch.where(mutual, torch.minimum(nearest, numbers), numbers)
+        joined = (leader[:, None] == numbers).to(pair.dtype)
+        member = member @ joined
+        between = (joined.T @ between @ joined) * off
+    member = member * valid[:, None]
+    total = member.T @ torch.where(valid, unary, 0.0) + ((costs @ member) * member).sum(dim=0) / 2
+    return member * (total < 0)
+
+
+def assemble(candidates: Candidates, member: Tensor, joints: int, least: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Keypoints [R, K, 2], confidences [R, K] and scores [R] of the people with `least` joints or more, the best first.
+
+    member [N, R']: 1 where a candidate belongs to a person. Several candidates of one kind make one joint: their mean,
+    weighted by probability, and the confidence of the best of them.
+    """
+    kind = (candidates.part[:, None] == torch.arange(joints, device=member.device)).float()
+    weight = kind * candidates.probability[:, None]
+    mass = member.T @ weight
+    placed = torch.stack([member.T @ (weight * candidates.position[:, axis, None]) for axis in (0, 1)], dim=2)
+    found = mass > 0
+    keypoints = placed / mass.clamp(min=1e-9)[..., None]
+    count = found.sum(dim=1)
+    middle = (keypoints * found[..., None]).sum(dim=1) / count.clamp(min=1)[:, None]
+    keypoints = torch.where(found[..., None], keypoints, middle[:, None])
+    confidences = (member.T[..., None] * weight[None]).amax(dim=1) if len(kind) else mass
+    scores = confidences.mean(dim=1)
+    order = scores.sort(descending=True, stable=True).indices
+    rows = order[(count >= least)[order]]
+    return keypoints[rows], confidences[rows], scores[rows]
+
+
+def found_in(image: int, keypoints: Tensor, confidences: Tensor, scores: Tensor) -> Found:
+    """The people of one image."""
+    low, high = (keypoints.amin(dim=1), keypoints.amax(dim=1)) if len(keypoints) else (keypoints[:, 0], keypoints[:, 0])
+    number = torch.full_like(scores, image, dtype=torch.int64)
+    return Found(number, torch.cat([low, high], dim=1), scores, keypoints, confidences)

@@ -1,0 +1,340 @@
+"""DeepCut and DeeperCut: candidate joints, and an integer program that says which of them make which people.
+
+ResNet - deconvolution - part scores, refinement, offsets to the other joints of the same person; candidates; pairwise
+probabilities by logistic regression; partition and labelling with a proven gap
+
+Source: Pishchulin et al., CVPR 2016 (the program); Insafutdinov et al., ECCV 2016 (the network, the pairwise terms,
+inference in stages) and the behaviour of the authors' releases. Theirs takes minutes to hours per image with a
+commercial solver; see pose.decoding.partition and partition_exact for what stands here instead. Where pixels are tied
+to people of 400 px height there, they are shares of a person's box or standard deviations of the data here, and
+candidates of one kind are suppressed within 2 cells rather than 5: the program joins what is double.
+
+Training has two parts. Before the detector's phase the offsets' means and deviations are taken from the training
+split. Before the phase that trains `calibration`, the pairwise regressions are fitted to what the detector finds in
+it; that phase then makes probabilities of the part scores. Both live in the network's buffers and weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any, ClassVar, Literal, cast
+
+import numpy as np
+import torch
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor, nn
+
+from pose.config import Count, Fraction, InputSize, NonNegative, PhaseParams, RecipeParams, Strict, SystemParams
+from pose.data.batch import SceneBatch
+from pose.decoding import partition_exact
+from pose.decoding.candidates import Candidates, describe, find
+from pose.decoding.partition import NONE, Partition, Problem
+from pose.decoding.partition_graph import Found, assemble, contract, found_in
+from pose.decoding.partition_stages import solve_in_stages
+from pose.errors import PoseError
+from pose.layers.pair_terms import Graph, OffsetStatistics, PairExamples, PairTerms
+from pose.layers.part_detector import PartDetector, offset_loss, radii, refinement_loss, score_loss, targets
+from pose.layers.resnet import Depth
+from pose.people import People
+from pose.progress import say, track
+from pose.systems.base import Card, Joints, System
+from pose.systems.person_detector import to_people
+
+STRIDE = 16
+"""Sides of an input are multiples of this, so that the trunk's cells cover it exactly."""
+CERTAIN = 1e-7
+"""Probabilities are kept this far from 0 and 1."""
+EARLY = (("head", "neck", "nose", "eye", "ear", "shoulder"), ("elbow", "wrist"))
+"""Words in the names of joints that DeeperCut's first two stages decide; the third has the rest."""
+
+
+class CandidateParams(Strict):
+    """Which cells become candidates."""
+
+    most: Count = Field(description="in one image; the likeliest stay, with a warning where there are more")
+    floor: Fraction = Field(description="probability from which a cell is a candidate")
+    radius: Count = Field(description="a candidate is the highest cell within so many cells")
+    labels: Literal["kinds", "places"] = Field(
+        description="kinds: candidates of one kind each (DeeperCut); places: of any kind over the floor (DeepCut)"
+    )
+
+
+class SolverParams(Strict):
+    """How the integer program is solved."""
+
+    seconds: NonNegative = Field(description="per image for the exact solve; 0: local search alone")
+    stages: bool = Field(description="DeeperCut's incremental inference: head and shoulders, arms, the rest")
+
+
+class DeepCutRecipe(RecipeParams):
+    """How the detector is trained."""
+
+    foreground: NonNegative = Field(
+        description="cells near joints weigh 1 plus this in the part scores; 0: the paper's"
+    )
+
+    @model_validator(mode="after")
+    def _fitted_last(self) -> DeepCutRecipe:
+        running = [phase for phase in self.phases if phase.epochs]
+        if running and running[-1].train != ["calibration"]:
+            raise ValueError(
+                f"the last phase trains {', '.join(running[-1].train)}, expected calibration alone: before that phase "
+                "the pairwise terms are fitted to the detector, which has to stay as it is"
+            )
+        return self
+
+
+class DeepCutParams(SystemParams):
+    """Sizes of DeepCut."""
+
+    recipes: dict[str, DeepCutRecipe]  # type: ignore[assignment]
+    depth: Depth
+    width: Count = Field(description="channels of the ResNet's first layer; 64 in the paper")
+    graph: Graph = Field(description="pairs of kinds with pairwise terms: full, or the skeleton's limbs")
+    disc: Fraction = Field(description="cells within this share of a person's longer side from a joint are near it")
+    examples: Count = Field(description="most pairs of candidates, together and apart, that fit one regression")
+    candidates: CandidateParams
+    solver: SolverParams
+    min_joints: Count = Field(description="people with fewer joints are none")
+
+    @property
+    def chosen(self) -> DeepCutRecipe:
+        """The recipe that `recipe` names."""
+        return self.recipes[self.recipe]
+
+    @field_validator("input_size")
+    @classmethod
+    def _divisible(cls, size: InputSize) -> InputSize:
+        if any(side % STRIDE for side in size):
+            raise ValueError(f"is {size[0]}x{size[1]} px; expected sides that are multiples of {STRIDE}")
+        return size
+
+
+@dataclass(frozen=True)
+class Solved:
+    """One image's candidates, the program over them, its answer and the people in it."""
+
+    candidates: Candidates
+    problem: Problem
+    partition: Partition
+    gap: float
+    """Of the answer; in stages the largest of the stages' own."""
+    people: Found
+
+
+class DeepCut(System):
+    """Outputs of pose.layers.part_detector.PartDetector."""
+
+    view = "scene"
+    Params = DeepCutParams
+    loss_terms: ClassVar[tuple[str, ...]] = ("parts", "intermediate", "refinement", "offsets", "calibration")
+    card: ClassVar[Card] = Card(
+        title="DeepCut / DeeperCut",
+        source="Pishchulin et al., CVPR 2016; Insafutdinov et al., ECCV 2016",
+        published=(
+            "MPII multi-person mAP on 288 images: DeepCut 54.1 in 57,995 s per image, DeeperCut 71.2 in 230 s; on the "
+            "full test set DeeperCut 59.5 in 485 s"
+        ),
+        licence="our own code under this project's licence; nothing of the releases (LGPL-3, GPL) or of Gurobi",
+    )
+
+    def build(self) -> nn.Module:
+        """[B, 3, H, W] to the maps."""
+        p = self.params
+        return PartDetector(self.skeleton, p.depth, p.width, p.graph)
+
+    @property
+    def detector(self) -> PartDetector:
+        """The network under its own type."""
+        return cast(PartDetector, self.network)
+
+    @property
+    def groups(self) -> dict[str, list[nn.Module]]:
+        """trunk: the ResNet; heads: what makes maps of it; calibration: a factor and a shift per kind."""
+        d = self.detector
+        return {
+            "trunk": d.trunk.trunk,
+            "heads": [d.parts, d.refinement, d.offsets, d.intermediate],
+            "calibration": [d.calibration],
+        }
+
+    # ------------------------------------------------------------ training
+
+    def begin_phase(self, phase: PhaseParams, batches: Callable[[], Iterator[Any]] | None) -> None:
+        """Offset statistics before the heads learn them, pairwise regressions before calibration; see the module."""
+        if batches is None:
+            return
+        if "heads" in phase.train:
+            statistics = OffsetStatistics(self.detector.terms)
+            for batch in track(batches(), "offsets between joints"):
+                batch = self.prepare(batch)
+                statistics.add(batch.keypoints[batch.people], batch.labelled[batch.people])
+            statistics.store()
+        if "calibration" in phase.train:
+            self.fit(batches())
+
+    @torch.no_grad()
+    def fit(self, batches: Iterator[Any]) -> None:
+        """The pairwise regressions, from the candidates that the detector finds; ends early when it has seen enough."""
+        examples = PairExamples(self.detector.terms, self.params.examples)
+        for batch in track(batches, "pairs of candidates"):
+            batch = self.prepare(batch)
+            outputs = self.forward(self.network, batch)
+            for image in range(len(batch)):
+                found = self._candidates(outputs, image, self.detector.terms)
+                found = found.chosen(found.valid)
+                examples.add(found.part, found.position, found.offsets, self.owners(found, batch, image))
+            if examples.full:
+                break
+        examples.store()
+
+    def owners(self, found: Candidates, batch: SceneBatch, image: int) -> Tensor:
+        """[N] int64, the person of the image whose joint each candidate is, -1 where it is nobody's.
+
+        A candidate is a joint within twice the radius that the detector was taught.
+        """
+        joints = batch.keypoints[image][:, found.part].float()
+        known = batch.labelled[image][:, found.part] & batch.people[image][:, None]
+        apart = torch.linalg.vector_norm(joints - found.position, dim=2)
+        reach = 2 * radii(batch.boxes[image], self.params.disc)[:, None]
+        apart = torch.where(known & (apart <= reach), apart, torch.inf)
+        least, person = apart.min(dim=0)
+        return torch.where(least.isfinite(), person, -1)
+
+    def loss(self, outputs: Any, batch: SceneBatch) -> dict[str, Tensor]:
+        """Cross-entropies over the cells that are not ignored, Huber losses near joints; 0 where nothing is known."""
+        height, width = outputs["parts"].shape[-2:]
+        labelled = batch.labelled & batch.people[..., None]
+        target = targets(batch.keypoints, labelled, batch.boxes, batch.ignored, (width, height), self.params.disc)
+        foreground = self.params.chosen.foreground
+        return {
+            "parts": score_loss(outputs["parts"], target, foreground),
+            "intermediate": score_loss(outputs["intermediate"], target, foreground),
+            "refinement": refinement_loss(outputs["refinement"], target),
+            "offsets": offset_loss(outputs["offsets"], target, self.detector.terms),
+            "calibration": score_loss(outputs["scores"], target, 0.0),
+        }
+
+    # ------------------------------------------------------------ decoding
+
+    score_floor = 0.0
+    """People are reported from this score on."""
+
+    def joints(self, outputs: Any) -> Joints:
+        """Raises PoseError: there is no one person per image; `people` has all of them."""
+        raise PoseError(
+            "DeepCut sees whole scenes and answers with any number of people; its `people` gives them, `joints` is for "
+            "systems that see one person"
+        )
+
+    def people(self, outputs: Any) -> Found:
+        """Decoding in pure tensor code, so that an exported graph can hold it: greedy contraction and no more."""
+        everyone, terms = [], self.detector.terms
+        for image in range(outputs["scores"].shape[0]):
+            found = self._candidates(outputs, image, terms)
+            unary, pair = _cost(found.probability), -terms.logits(found.part, found.position, found.offsets)
+            member = contract(unary, pair, found.valid)
+            everyone.append(found_in(image, *assemble(found, member, self.skeleton.size, self.params.min_joints)))
+        return _together(everyone)
+
+    def decode(self, outputs: Any, batch: SceneBatch) -> People:
+        """One row per person found, in pixels of the original images, image after image; presence is the confidence."""
+        return self.decode_with_gaps(outputs, batch)[0]
+
+    def decode_with_gaps(self, outputs: Any, batch: SceneBatch) -> tuple[People, np.ndarray]:
+        """The people, and per image [B] how far its answer may be from the optimum: 0 is proven, see Partition.gap.
+
+        Warns where images had more candidates than params allow.
+        """
+        solved = self.solve(outputs)
+        most = self.params.candidates.most
+        crowded = [i for i, each in enumerate(solved) if int(each.candidates.above) > most]
+        if crowded:
+            first = crowded[0]
+            say(
+                f"warning: {len(crowded)} of {len(solved)} images have more than {most} candidate joints (image id "
+                f"{int(batch.image_ids[first])} has {int(solved[first].candidates.above)}); the likeliest {most} are "
+                "kept. Raise systems.deepcut.candidates.most or .floor if people are missing"
+            )
+        found = _together([each.people for each in solved])
+        found = Found(*(getattr(found, field.name).to(batch.to_original.device) for field in fields(Found)))
+        return to_people(cast(Any, found), batch), np.array([each.gap for each in solved])
+
+    def solve(self, outputs: Any) -> list[Solved]:
+        """Every image's program and its answer. Raises PoseError for maps that are not numbers."""
+        maps = {name: outputs[name].detach().float().cpu() for name in ("scores", "refinement", "offsets")}
+        broken = [i for i in range(len(maps["scores"])) if not all(part[i].isfinite().all() for part in maps.values())]
+        if broken:
+            raise PoseError(
+                f"DeepCut's maps of image {broken[0]} of {len(maps['scores'])} in this batch hold values that are not "
+                "numbers, so nobody can be found in them; the weights are broken or precision is too low. Evaluate an "
+                "earlier checkpoint, or train again with a lower learning rate or clip_norm set"
+            )
+        terms = copy.deepcopy(self.detector.terms).cpu()
+        return [self._solve(maps, image, terms) for image in range(len(maps["scores"]))]
+
+    def _solve(self, maps: dict[str, Tensor], image: int, terms: PairTerms) -> Solved:
+        p = self.params
+        places = self._candidates(maps, image, terms)
+        places = places.chosen(places.valid)
+        options, owner = self._options(maps, image, places, terms)
+        problem = problem_of(options, owner, terms.logits(options.part, options.position, options.offsets))
+        if p.solver.stages:
+            stages = self.stages(options.part.numpy())
+            solver = partial(partition_exact.solve, time_limit=p.solver.seconds / max(1, len(stages)))
+            partition, gaps = solve_in_stages(problem, stages, solver)
+            gap = max(gaps, default=0.0)
+        else:
+            partition = partition_exact.solve(problem, p.solver.seconds)
+            gap = partition.gap
+        taken = partition.option != NONE
+        member = torch.zeros(len(options.part), partition.people)
+        member[partition.option[taken], partition.person[taken]] = 1
+        people = found_in(image, *assemble(options, member, self.skeleton.size, p.min_joints))
+        return Solved(places, problem, partition, gap, people)
+
+    def stages(self, part: np.ndarray) -> list[np.ndarray]:
+        """Masks [N] of the options of each of DeeperCut's stages; those without any are left out."""
+        stage = [
+            next((n for n, words in enumerate(EARLY) if any(word in joint.split("_") for word in words)), len(EARLY))
+            for joint in self.skeleton.joints
+        ]
+        masks = [np.array(stage)[part] == n for n in range(len(EARLY) + 1)]
+        return [mask for mask in masks if mask.any()]
+
+    def _candidates(self, outputs: dict[str, Tensor], image: int, terms: PairTerms) -> Candidates:
+        c = self.params.candidates
+        maps = {name: outputs[name][image] for name in ("scores", "refinement", "offsets")}
+        return find(maps, terms, c.most, c.floor, c.radius, places=c.labels == "places")
+
+    def _options(
+        self, maps: dict[str, Tensor], image: int, places: Candidates, terms: PairTerms
+    ) -> tuple[Candidates, np.ndarray]:
+        """Every candidate once as each kind it can be, and the candidate [N] of each of these options."""
+        if self.params.candidates.labels == "kinds":
+            return places, np.arange(len(places.part))
+        own = {name: part[image] for name, part in maps.items()}
+        probability = own["scores"].sigmoid().flatten(1)[:, places.cell].T
+        owner, part = torch.nonzero(probability >= self.params.candidates.floor, as_tuple=True)
+        cell, chance = places.cell[owner], probability[owner, part]
+        every = torch.ones_like(part, dtype=torch.bool)
+        return describe(own, terms, part, cell, chance, every, places.above), owner.numpy()
+
+
+def problem_of(options: Candidates, owner: np.ndarray, logits: Tensor) -> Problem:
+    """The integer program: log-odds against each option, and against each two being of one person."""
+    pair = -logits.double().numpy()
+    pair = np.where(owner[:, None] == owner, 0.0, (pair + pair.T) / 2)
+    return Problem(owner.astype(np.int64), _cost(options.probability.double()).numpy(), pair)
+
+
+def _cost(probability: Tensor) -> Tensor:
+    sure = probability.clamp(CERTAIN, 1 - CERTAIN)
+    return torch.log((1 - sure) / sure)
+
+
+def _together(everyone: list[Found]) -> Found:
+    return Found(*(torch.cat([getattr(found, field.name) for found in everyone]) for field in fields(Found)))
