@@ -13,6 +13,7 @@ from pose.bundle import read_description
 from pose.data.shards import DatasetInfo
 from pose.evaluation import DEFINITIONS, Evaluation
 from pose.export import ExportReport
+from pose.protocol import BOXES
 from pose.systems.base import Card
 
 
@@ -74,21 +75,41 @@ def _licence(bundle: Path, dataset: str) -> str:
 
 
 def _results(evaluation: Evaluation) -> str:
-    rows = []
-    for name, definition in DEFINITIONS.items():
-        if name not in evaluation.metrics or name.startswith("always_visible"):
-            continue
-        low, high = evaluation.intervals[name]
-        floor = next((figures[name] for figures in evaluation.baselines.values() if name in figures), math.nan)
-        rows.append(
-            (f"`{name}`", f"{evaluation.metrics[name]:.4f}", f"{low:.4f} to {high:.4f}", _number(floor), definition)
-        )
+    rows = [row for suffix in BOXES for row in _rows(evaluation, suffix)]
     intervals = (
         f"{len(evaluation.image_ids)} images, {evaluation.people} people. Intervals: {evaluation.confidence:.0%}, "
         f"percentile bootstrap over images, {evaluation.resamples} resamples. Baseline: the mean pose of the train "
         "split for coordinates, always answering visible for presence."
     )
-    return intervals + "\n\n" + _table(("metric", "value", "interval", "baseline", "what it counts"), rows)
+    table = _table(("metric", "value", "interval", "baseline", "what it counts"), rows)
+    return "\n\n".join([intervals, table, *_protocols(evaluation)])
+
+
+def _rows(evaluation: Evaluation, suffix: str) -> list[tuple[Any, ...]]:
+    """The figures whose people were seen in one kind of boxes."""
+    rows = []
+    for metric, definition in DEFINITIONS.items():
+        name = metric + suffix
+        if name not in evaluation.metrics or name.startswith("always_visible"):
+            continue
+        low, high = evaluation.intervals[name]
+        floor = next((figures[name] for figures in evaluation.baselines.values() if name in figures), math.nan)
+        counts = f"{definition}; in {BOXES[suffix]}" if suffix else definition
+        rows.append(
+            (f"`{name}`", f"{evaluation.metrics[name]:.4f}", f"{low:.4f} to {high:.4f}", _number(floor), counts)
+        )
+    return rows
+
+
+def _protocols(evaluation: Evaluation) -> list[str]:
+    """Only figures of one protocol may be compared."""
+    if not evaluation.protocols:
+        return []
+    rows = [
+        (BOXES[suffix], f"`{protocol.id}`", protocol.boxes, protocol.nms, "yes" if protocol.flip_test else "no")
+        for suffix, protocol in evaluation.protocols.items()
+    ]
+    return [_table(("figures in", "protocol", "boxes", "suppression", "flip test"), rows)]
 
 
 def _files(report: ExportReport) -> str:

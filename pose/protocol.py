@@ -13,6 +13,8 @@ from pose.errors import DataError
 EVALUATOR = "1"
 """Raised whenever a figure of unchanged predictions changes."""
 NO_BOXES, TRUE_BOXES = "none", "truth"
+BOXES = {"": "annotated boxes, or none", "_detected": "detected boxes"}
+"""What the end of a figure's name says of the boxes its people were seen in."""
 
 
 @dataclass(frozen=True)

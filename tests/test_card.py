@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from pose.config import CropParams
 from pose.data.shards import DatasetInfo
 from pose.evaluation import Evaluation
 from pose.export import ExportReport
+from pose.protocol import Protocol
 from pose.systems.base import Card
 
 CARD = Card("Tiny", "a note of ours", "none", "our own code")
@@ -58,6 +59,23 @@ def test_the_card_holds_metrics_baselines_lineage_and_command(bundle: Path) -> N
         "pckh_05",
     ):
         assert said in text
+
+
+def test_figures_in_detected_boxes_stand_with_their_protocol(bundle: Path) -> None:
+    truth = Protocol("drawn", "d1", "test", "truth", True, (0.1, 0.1, 0.1), "oks 0.9")
+    detected = replace(truth, boxes="detected 0123456789ab")
+    evaluation = replace(
+        EVALUATION,
+        metrics=EVALUATION.metrics | {"oks_ap": 0.8125, "oks_ap_detected": 0.7031},
+        intervals=EVALUATION.intervals | {"oks_ap": (0.79, 0.83), "oks_ap_detected": (0.68, 0.72)},
+        protocols={"": truth, "_detected": detected},
+    )
+    text = write_card(bundle, CARD, evaluation, DATA, LINEAGE).read_text()
+    assert "| `oks_ap` | 0.8125 | 0.7900 to 0.8300 |  |" in text
+    assert "| `oks_ap_detected` | 0.7031 | 0.6800 to 0.7200 |  |" in text
+    assert "; in detected boxes |" in text
+    assert f"| detected boxes | `{detected.id}` | detected 0123456789ab | oks 0.9 | yes |" in text
+    assert truth.id in text
 
 
 def test_the_data_sets_licence_is_passed_on(bundle: Path) -> None:

@@ -9,10 +9,9 @@ import numpy as np
 
 from pose.evaluation import Evaluation
 from pose.metrics.diagnosis import KINDS
+from pose.protocol import BOXES
 from pose.report.entry import Entry
 
-BOXES = {"": "annotated boxes, or none", "_detected": "detected boxes"}
-"""How the two groups of figures are called."""
 ERRORS = {
     "jitter": "near its place, not on it",
     "inversion": "on the person's other side",
