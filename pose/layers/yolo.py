@@ -122,7 +122,7 @@ class Detect(nn.Module):
     def __init__(self, channels: Sequence[int], classes: int, joints: int, anchors: Tensor) -> None:
         super().__init__()
         self.classes, self.outputs = classes, COMMON + classes + 2 * joints
-        strides = torch.tensor(STRIDES, dtype=torch.float32, device="cpu")[:, None, None]
+        strides = torch.tensor(STRIDES, dtype=torch.float32)[:, None, None]
         # Kept with the weights and twice, in cells and in px, as in the releases.
         self.register_buffer("anchors", anchors / strides)
         self.register_buffer("anchor_grid", anchors.reshape(len(STRIDES), 1, ANCHORS, 1, 1, 2).clone())
@@ -287,8 +287,8 @@ def _reflected(points: Tensor, width: int) -> Tensor:
 
 def _mirrored_outputs(mirror: Sequence[int]) -> Tensor:
     """[5 + 1 + K + 2 K] int64: output i of a mirrored image is output order[i] of the original."""
-    joints = torch.tensor(list(mirror), dtype=torch.int64, device="cpu")
+    joints = torch.tensor(list(mirror), dtype=torch.int64)
     person = COMMON + 1
     first = person + len(joints)
-    places = first + 2 * joints[:, None] + torch.arange(2, device="cpu")
-    return torch.cat([torch.arange(person, device="cpu"), person + joints, places.flatten()])
+    places = first + 2 * joints[:, None] + torch.arange(2)
+    return torch.cat([torch.arange(person), person + joints, places.flatten()])
