@@ -1,6 +1,6 @@
 """From confidence maps and part affinity fields to people: the one algorithm that this program goes by.
 
-1. Candidates: cells above `peak` that no neighbour of the eight exceeds; their place within the cell and their height
+1. Candidates: cells above `peak` that none of the four neighbours exceeds; their place within the cell and their height
    from a parabola through the logarithms along x and along y, which is exact for a Gaussian.
 2. Links: for each limb and each pair of candidates of its two joints, the field is read at `points` places, ends
    included, bicubically (a = -0.75, edges repeated) from the maps as they are. With s the mean of the field along the
@@ -33,6 +33,8 @@ SHARPNESS = -0.75
 """Of the cubic kernel, as OpenCV's and torch's."""
 REACH = 1.375**2
 """Largest sum of the absolute weights of a bicubic reading: (1 + 2 * 0.1875) per axis, halfway between cells."""
+PARTS = 2
+"""In how many goes the places on a limb are read."""
 LEAST = 1e-4
 """Heights below count as this where their logarithm is taken: maps may be zero or negative."""
 
@@ -143,7 +145,7 @@ def find(heats: np.ndarray, sigma: float, rules: GroupingParams) -> Candidates:
     flat, line = padded.ravel(), width + 2
     at = np.flatnonzero(flat > rules.peak)
     values = flat[at]
-    for step in (1, line - 1, line, line + 1):
+    for step in (1, line):
         keep = (values > flat[at - step]) & (values >= flat[at + step])
         at, values = at[keep], values[keep]
     joint, cell = np.divmod(at, (height + 2) * line)
@@ -182,81 +184,72 @@ def _vertex(middle: np.ndarray, before: np.ndarray, after: np.ndarray, sigma: fl
 def links(candidates: Candidates, fields: np.ndarray, limbs: np.ndarray, joints: int, rules: GroupingParams) -> Links:
     """All pairs of candidates that count as a limb, unmatched. fields: [2L, h, w]."""
     height, width = fields.shape[1:]
-    pairs = _Pairs.all(candidates, limbs, joints)
-    pairs = _on_something(pairs, fields, rules)
-    steps = np.linspace(0, 1, rules.points, dtype=np.float32)
+    limb, starts, ends = _on_something(candidates, fields, limbs, joints, rules)
+    x, y = candidates.places[starts].T
+    dx, dy = (candidates.places[ends] - candidates.places[starts]).T
+    length = np.hypot(dx, dy)
+    scale = 1 / np.maximum(length, np.finfo(np.float32).tiny)
     vectors = np.empty((len(limbs), height, width), np.complex64)
     vectors.real, vectors.imag = fields[0::2], fields[1::2]
-    read = _bicubic(vectors, pairs.limbs, *pairs.at(steps))
-    length = np.hypot(pairs.dx, pairs.dy)
-    scale = 1 / np.maximum(length, np.finfo(np.float32).tiny)
-    dots = read.real * (pairs.dx * scale)[:, None] + read.imag * (pairs.dy * scale)[:, None]
-    scores = dots.mean(axis=1) + np.minimum(rules.longest * max(height, width) * scale - 1, 0)
-    counts = np.flatnonzero(((dots > rules.along).sum(axis=1) >= rules.enough) & (scores > 0) & (length > 0))
-    kept = pairs.select(counts)
-    return Links(kept.limbs, kept.starts, kept.ends, scores[counts])
+    steps = np.linspace(0, 1, rules.points, dtype=np.float32)
+    going = np.flatnonzero(length > 0)
+    dots = np.zeros((len(limb), rules.points), np.float32)
+    may_miss, missed = rules.points - rules.enough, np.zeros(len(limb), np.int64)
+    # A few places at a time, from all over the limb: most pairs have missed too many long before the last.
+    for part in range(PARTS):
+        chosen = slice(part, None, PARTS)
+        along = steps[chosen]
+        at = (x[going, None] + dx[going, None] * along, y[going, None] + dy[going, None] * along)
+        read = _bicubic(vectors, limb[going], *at)
+        dot = read.real * (dx * scale)[going, None] + read.imag * (dy * scale)[going, None]
+        dots[going, chosen] = dot
+        missed[going] += (dot <= rules.along).sum(axis=1)
+        going = going[missed[going] <= may_miss]
+    scores = dots[going].mean(axis=1) + np.minimum(rules.longest * max(height, width) * scale[going] - 1, 0)
+    counts = going[scores > 0]
+    return Links(limb[counts], starts[counts], ends[counts], scores[scores > 0])
 
 
-@dataclass(frozen=True)
-class _Pairs:
-    """Pairs of candidates: limb, both candidates, where the first one is and how far away the second."""
-
-    limbs: np.ndarray
-    starts: np.ndarray
-    ends: np.ndarray
-    x: np.ndarray
-    y: np.ndarray
-    dx: np.ndarray
-    dy: np.ndarray
-
-    @staticmethod
-    def all(candidates: Candidates, limbs: np.ndarray, joints: int) -> _Pairs:
-        """Of every limb, by limb, first and second candidate."""
-        first = np.searchsorted(candidates.joints, np.arange(joints + 1)).tolist()
-        parts: list[tuple[np.ndarray, ...]] = [(np.zeros(0, np.int64),) * 3]
-        for limb, (a, b) in enumerate(limbs.tolist()):
-            here, there = np.arange(first[a], first[a + 1]), np.arange(first[b], first[b + 1])
-            if len(here) and len(there):
-                starts, ends = np.repeat(here, len(there)), np.tile(there, len(here))
-                parts.append((np.full(len(starts), limb), starts, ends))
-        numbers, starts, ends = (np.concatenate(column) for column in zip(*parts, strict=True))
-        x, y = candidates.places.T
-        x0, y0 = x[starts], y[starts]
-        return _Pairs(numbers, starts, ends, x0, y0, x[ends] - x0, y[ends] - y0)
-
-    def select(self, rows: np.ndarray) -> _Pairs:
-        """These rows."""
-        return _Pairs(*(column[rows] for column in vars(self).values()))
-
-    def at(self, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """[pairs, steps] x and y, at these shares of the way."""
-        return self.x[:, None] + self.dx[:, None] * steps, self.y[:, None] + self.dy[:, None] * steps
-
-
-def _on_something(pairs: _Pairs, fields: np.ndarray, rules: GroupingParams) -> _Pairs:
-    """Without pairs that cannot count because the field around too many of their places is all but zero.
+def _on_something(
+    candidates: Candidates, fields: np.ndarray, limbs: np.ndarray, joints: int, rules: GroupingParams
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Limb, first and second candidate, each [N], of all pairs but those that cannot count, for want of a field.
 
     A bicubic reading is at most REACH times the largest vector of its 4 x 4 cells: where none of them is longer than
-    `along` / REACH, the place does not count. First a few places in the middle are asked, which answers for most.
+    `along` / REACH, the place does not count.
     """
-    height, width = fields.shape[1:]
-    limit = (rules.along / REACH) ** 2 * (1 - 1e-4)
-    padded = np.zeros((len(fields) // 2, height + 4, width + 4), bool)
-    padded[:, 2:-2, 2:-2] = np.square(fields[0::2]) + np.square(fields[1::2]) > limit
+    width = fields.shape[2]
+    near = _near(np.square(fields[0::2]) + np.square(fields[1::2]) > (rules.along / REACH) ** 2 * (1 - 1e-4))
+    later = np.linspace(0, 1, rules.points, dtype=np.float32)[:, None]
+    x, y = candidates.places.T + np.float32(0.5)
+    ends_at = (x * later, y * later)
+    starts_at = (x - ends_at[0], y - ends_at[1])
+    first = np.searchsorted(candidates.joints, np.arange(joints + 1)).tolist()
+    parts: list[tuple[np.ndarray, ...]] = [(np.zeros(0, np.int64),) * 3]
+    for limb, (a, b) in enumerate(limbs.tolist()):
+        here, there = slice(first[a], first[a + 1]), slice(first[b], first[b + 1])
+        column, row = (
+            (start[:, here, None] + end[:, None, there]).astype(np.int32)
+            for start, end in zip(starts_at, ends_at, strict=True)
+        )
+        row *= width + 1
+        row += column
+        on = near[limb].take(row, mode="clip").sum(axis=0, dtype=np.uint8) >= rules.enough
+        starts, ends = np.nonzero(on)
+        parts.append((np.full(len(starts), limb), starts + first[a], ends + first[b]))
+    numbers, starts, ends = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return numbers, starts, ends
+
+
+def _near(cells: np.ndarray) -> np.ndarray:
+    """[L, (h + 1) * (w + 1)] bool: whether any of the 4 x 4 cells [L, h, w] is set that a reading there looks at."""
+    count, height, width = cells.shape
+    padded = np.zeros((count, height + 4, width + 4), bool)
+    padded[:, 2:-2, 2:-2] = cells
     near = padded[:, :-1] | padded[:, 1:]
     near = near[:, :-2] | near[:, 2:]
     near = near[:, :, :-1] | near[:, :, 1:]
-    near = (near[:, :, :-2] | near[:, :, 2:]).reshape(-1)
-    may_miss = rules.points - rules.enough
-    steps = np.linspace(0, 1, rules.points, dtype=np.float32)
-    asked = np.unique(np.linspace(0, rules.points - 1, may_miss + 3).round().astype(int)[1:-1])
-    for chosen, fewest in ((steps[asked], len(asked) - may_miss), (steps, rules.enough)):
-        if fewest > 0 and len(pairs.limbs):
-            x, y = pairs.at(chosen)
-            place = (y + 0.5).astype(np.int64) * (width + 1) + (x + 0.5).astype(np.int64)
-            place += pairs.limbs[:, None] * ((height + 1) * (width + 1))
-            pairs = pairs.select(np.flatnonzero(near[place].sum(axis=1) >= fewest))
-    return pairs
+    return (near[:, :, :-2] | near[:, :, 2:]).reshape(count, -1)
 
 
 def _bicubic(maps: np.ndarray, which: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -50,7 +50,7 @@ def find(heats: Tensor, sigma: float, rules: GroupingParams) -> tuple[Tensor, Te
     cells = (rows * line + torch.arange(width, device=heats.device) + 1).flatten()
     middle = padded[:, cells]
     highest = middle > rules.peak
-    for step in (1, line - 1, line, line + 1):
+    for step in (1, line):
         highest = highest & (middle > padded[:, cells - step]) & (middle >= padded[:, cells + step])
     most = min(rules.candidates, height * width)
     values, at = torch.where(highest, middle, 0.0).topk(most, dim=1)
