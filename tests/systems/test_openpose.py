@@ -1,0 +1,488 @@
+"""OpenPose: its three networks against restatements, targets and masks, decoding, averaging, export, learning."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from pose.config import CropParams, ExportParams, SyntheticParams
+from pose.config_loading import load
+from pose.data import synthetic
+from pose.data.batch import IGNORE_STRIDE, SceneBatch
+from pose.data.scenes import SceneLoader, SceneRow, SceneSplit, mask_shape, unlabelled, write_scenes
+from pose.errors import ConfigError, PoseError, TrainingError
+from pose.skeleton import COCO17, LSP14, Skeleton
+from pose.systems import create, restore
+from pose.systems.base import parameter_count
+
+VARIANTS = ["two_branch", "shared", "paf_first"]
+SIZE = 96
+SMALL = {
+    "input_size": SIZE, "trunk": [8, 12, 16], "features": [16, 12],
+    "two_branch": {"stages": 3, "first": [12, 16], "later": 12, "kernel": 7},
+    "paf_first": {"field_stages": 2, "heat_stages": 2, "first": [6, 8], "later": [6, 8]},
+}  # fmt: skip
+every_variant = pytest.mark.parametrize("variant", VARIANTS)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make(variant, skeleton=LSP14, seed=0, **changes):
+    whole = load().systems["openpose"]
+    torch.manual_seed(seed)
+    return create(
+        "openpose", type(whole).model_validate({**whole.model_dump(), "variant": variant, **changes}), skeleton
+    )
+
+
+def tiny(variant, skeleton=LSP14, **changes):
+    return make(variant, skeleton, **{**SMALL, **changes})
+
+
+def scene(skeleton, people, seed=1):
+    """A prepared batch of noise with so many people in each image; about a third of the joints are not labelled."""
+    g = torch.Generator().manual_seed(seed)
+    count, slots, k = len(people), max(1, *people), skeleton.size
+    low = torch.rand(count, slots, 2, generator=g) * SIZE / 2
+    high = low + 15 + torch.rand(count, slots, 2, generator=g) * SIZE / 3
+    there = torch.arange(slots) < torch.tensor(people)[:, None]
+    labelled = (torch.rand(count, slots, k, generator=g) > 0.3) & there[..., None]
+    keypoints = low[:, :, None] + torch.rand(count, slots, k, 2, generator=g) * (high - low)[:, :, None]
+    return SceneBatch(
+        images=torch.randn(count, 3, SIZE, SIZE, generator=g),
+        extents=torch.full((count, 2), float(SIZE)),
+        people=there,
+        keypoints=torch.where(labelled[..., None], keypoints, torch.nan),
+        labelled=labelled,
+        presence=labelled.float(),
+        boxes=torch.cat([low, high], dim=2) * there[..., None],
+        areas=(high - low).prod(dim=2) * there,
+        ignored=torch.zeros(count, SIZE // IGNORE_STRIDE, SIZE // IGNORE_STRIDE, dtype=torch.bool),
+        to_original=torch.tensor([[1.0, 0, 0], [0, 1.0, 0]]).repeat(count, 1, 1),
+        sample=torch.arange(count),
+        image_ids=torch.arange(count),
+        image_sizes=torch.full((count, 2), float(SIZE)),
+    )
+
+
+# ---------------------------------------------------------------- networks
+
+
+@pytest.mark.parametrize(
+    ("variant", "parameters", "tensors"),
+    [("two_branch", 52_311_446, 184), ("shared", 17_172_146, 72), ("paf_first", 26_050_878, 327)],
+)
+def test_sizes_are_the_published_ones(variant, parameters, tensors):
+    with torch.device("meta"):
+        system = make(variant, COCO17, recipe="paper")
+    assert parameter_count(system.network) == parameters
+    assert len(system.network.state_dict()) == tensors
+    assert system.params.stride == 8
+
+
+def two_branch(state, images, stages, again=False):
+    """The six-stage network in the words of its layout: model0.N, modelT_1 for fields, modelT_2 for heats."""
+
+    def run(name, x, steps, kernel):
+        for n in range(steps):
+            weight = state[f"{name}.{2 * n}.weight"]
+            x = F.conv2d(x, weight, state[f"{name}.{2 * n}.bias"], padding=weight.shape[-1] // 2)
+            x = x if n == steps - 1 else F.relu(x)
+        return x
+
+    x = images
+    for n in (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25):
+        if n in (5, 10, 19):
+            x = F.max_pool2d(x, 2)
+        x = F.relu(F.conv2d(x, state[f"model0.{n}.weight"], state[f"model0.{n}.bias"], padding=1))
+    features, answers = x, [[], []]
+    for stage in range(1, stages + 1):
+        seen = features if stage == 1 else torch.cat([answers[0][-1], answers[1][-1], features], 1)
+        number = 2 if again and stage > 2 else stage
+        both = [run(f"model{number}_{branch}", seen, 5 if stage == 1 else 7, 3) for branch in (1, 2)]
+        for answer, maps in zip(answers, both, strict=True):
+            answer.append(maps)
+    return [torch.stack(answer, 1) for answer in answers]
+
+
+def fields_first(state, images, field_stages, heat_stages):
+    """The journal's network in the words of its layout."""
+
+    def slope(name, x):
+        weight = state[f"{name}.Mconv.weight"]
+        x = F.conv2d(x, weight, state[f"{name}.Mconv.bias"], padding=weight.shape[-1] // 2)
+        return F.prelu(x, state[f"{name}.MPrelu.weight"])
+
+    def stage(name, x):
+        for unit in range(1, 6):
+            one = slope(f"{name}.Mconv{unit}_0", x)
+            two = slope(f"{name}.Mconv{unit}_1", one)
+            x = torch.cat([one, two, slope(f"{name}.Mconv{unit}_2", two)], 1)
+        return F.conv2d(slope(f"{name}.Mconv6", x), state[f"{name}.Mconv7.weight"], state[f"{name}.Mconv7.bias"])
+
+    x = images
+    for n in (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25):
+        if n in (5, 10, 19):
+            x = F.max_pool2d(x, 2)
+        name = f"feature_extractor.{n}"
+        x = F.conv2d(x, state[f"{name}.weight"], state[f"{name}.bias"], padding=1)
+        x = F.prelu(x, state[f"feature_extractor.{n + 1}.weight"]) if n >= 21 else F.relu(x)
+    fields, heats = [], []
+    for n in range(field_stages):
+        fields.append(stage(f"l2_stages.{n}", torch.cat([x, fields[-1]], 1) if n else x))
+    for n in range(heat_stages):
+        heats.append(stage(f"l1_stages.{n}", torch.cat([x, *heats[-1:], fields[-1]], 1)))
+    return [torch.stack(fields, 1), torch.stack(heats, 1)]
+
+
+NARROW = {
+    "trunk": [6, 8, 10, 12], "features": [10, 8], "recipe": "paper", "flip_test": False,
+    "two_branch": {"stages": 4, "first": [6, 8], "later": 7, "kernel": 7},
+    "paf_first": {"field_stages": 3, "heat_stages": 2, "first": [4, 6], "later": [5, 7]},
+}  # fmt: skip
+
+
+@every_variant
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "model.module."])
+def test_official_weights_answer_as_their_layout_says(variant, prefix):
+    system, other = (make(variant, COCO17, seed, **NARROW) for seed in (0, 1))
+    state = {}
+    for n, (name, value) in enumerate(other.network.state_dict().items()):
+        noise = torch.randn(value.shape, generator=torch.Generator().manual_seed(n))
+        state[name] = noise / max(1, value[0].numel()) ** 0.5 if value.ndim > 1 else 0.1 * noise
+    system.load_official({"state_dict": {prefix + name: value for name, value in state.items()}, "epoch": 3})
+    images = torch.randn(2, 3, 48, 64)
+    system.network.eval()
+    with torch.no_grad():
+        got = system.network(images)
+        if variant == "paf_first":
+            wanted = fields_first(state, images, 3, 2)
+        else:
+            wanted = two_branch(state, images, 4, again=variant == "shared")
+    assert got["fields"].shape == (2, wanted[0].shape[1], 38, 6, 8)
+    assert got["heats"].shape == (2, wanted[1].shape[1], 19, 6, 8)
+    for maps, reference in zip((got["fields"], got["heats"]), wanted, strict=True):
+        assert reference.abs().max() > 0.01
+        torch.testing.assert_close(maps, reference, rtol=1e-4, atol=1e-5)
+
+
+def test_other_weights_are_refused_by_name():
+    system = make("two_branch", COCO17, **NARROW)
+    state = system.network.state_dict()
+    del state["model2_1.4.bias"]
+    state["model3_2.0.weight"] = state["model3_2.0.weight"][:1]
+    with pytest.raises(TrainingError, match=r"missing: model2_1\.4\.bias; wrong shape: model3_2\.0\.weight"):
+        system.load_official(state)
+    with pytest.raises(TrainingError, match="this one has epoch, optimiser"):
+        system.load_official({"optimiser": {}, "epoch": 3})
+
+
+@every_variant
+@pytest.mark.parametrize("skeleton", [LSP14, COCO17], ids=lambda s: s.name)
+def test_every_loss_reaches_its_parameters_and_groups_are_the_whole(variant, skeleton):
+    system = tiny(variant, skeleton)
+    batch = scene(skeleton, [2, 0, 3])
+    system.network.train()
+    losses = system.loss(system.forward(system.network, batch), batch)
+    assert set(losses) == set(system.loss_terms)
+    assert all(loss.shape == () and loss.isfinite() and loss > 0 for loss in losses.values())
+    sum(losses.values()).backward()
+    assert [key for key, p in system.network.named_parameters() if p.grad is None] == []
+    assert all(p.grad.isfinite().all() for p in system.network.parameters())
+    grouped = [id(p) for modules in system.groups.values() for module in modules for p in module.parameters()]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {id(p) for p in system.network.parameters()}
+
+
+def test_shared_stages_are_one():
+    system = tiny("shared", two_branch={"stages": 5, "first": [12, 16], "later": 12, "kernel": 7}, flip_test=False)
+    names = {name.split(".")[0] for name in system.network.state_dict()}
+    assert names == {"model0", "model1_1", "model1_2", "model2_1", "model2_2"}
+    system.network.eval()
+    with torch.no_grad():
+        assert system.network(torch.randn(1, 3, 32, 32))["heats"].shape[1] == 5
+
+
+def test_joints_out_of_reach_and_odd_sizes_are_refused_by_name():
+    loose = Skeleton("loose", ("a", "b", "c"), (("a", "b"),), (), (), ("a", "b"), None, None)
+    with pytest.raises(ConfigError, match="loose do not reach c: OpenPose puts people together"):
+        tiny("two_branch", loose)
+    with pytest.raises(ConfigError, match=r"systems\.openpose\.input_size is \(98, 96\).*multiples of 4"):
+        tiny("two_branch", input_size=(98, 96))
+
+
+# ---------------------------------------------------------------- loss and targets
+
+
+@every_variant
+def test_where_nothing_is_known_the_loss_is_0(variant):
+    system = tiny(variant)
+    batch = scene(LSP14, [2, 1])
+    batch = replace(batch, ignored=torch.ones_like(batch.ignored))
+    system.network.train()
+    losses = system.loss(system.forward(system.network, batch), batch)
+    assert all(loss == 0 for loss in losses.values())
+    sum(losses.values()).backward()
+    assert all(p.grad is not None and not p.grad.any() for p in system.network.parameters())
+
+
+def test_the_plain_loss_is_the_papers_and_masks_cut_cells_out():
+    system = tiny("two_branch", COCO17, recipe="paper")
+    batch = scene(COCO17, [3])
+    batch.ignored[:, 4:12, :] = True
+    batch.ignored[:, 0, 0] = True
+    fields, heats, weight = system.targets(batch)
+    assert weight.shape == (1, 1, 24, 24)
+    assert weight[0, 0, 5, 0] == 0
+    assert weight[0, 0, 0, 0] == 0
+    assert weight[0, 0, 0, 1] == 1
+    outputs = {"fields": torch.randn(1, 3, 38, 24, 24), "heats": torch.randn(1, 3, 19, 24, 24)}
+    losses = system.loss(outputs, batch)
+    for name, target in (("fields", fields), ("heats", heats)):
+        wanted = sum((weight * (outputs[name][:, s] - target) ** 2).mean() for s in range(3))
+        torch.testing.assert_close(losses[name], wanted)
+    outputs["heats"][..., 4:12, :] += 100
+    torch.testing.assert_close(system.loss(outputs, batch)["heats"], losses["heats"])
+
+
+def test_what_is_not_labelled_changes_nothing():
+    system = tiny("two_branch", COCO17)
+    batch = scene(COCO17, [2, 1])
+    dirt = replace(batch, keypoints=torch.where(batch.labelled[..., None], batch.keypoints, 17.0))
+    for one, other in zip(system.targets(batch), system.targets(dirt), strict=True):
+        assert torch.equal(one, other)
+        assert one.isfinite().all()
+    preview = system.targets_preview(batch)
+    assert preview.shape == (2, 24, 24)
+    assert 0.5 < preview.max() <= 1
+
+
+# ---------------------------------------------------------------- decoding
+
+
+def perfect(system, batch):
+    """Outputs that say the targets."""
+    fields, heats, _ = system.targets(batch)
+    return {"fields": fields[:, None], "heats": heats[:, None]}
+
+
+def standing(skeleton, centres, stature=70.0):
+    """A batch of one image with people who stand at these places."""
+    names = [name.removeprefix("left_").removeprefix("right_") for name in skeleton.joints]
+    side = np.array([-1 if name.startswith("right") else 1 for name in skeleton.joints])
+    shape = np.array([synthetic_place(name) for name in names]) * np.stack([side, np.ones(len(side))], 1)
+    people = torch.tensor(np.array(centres)[:, None] + stature * shape, dtype=torch.float32)
+    batch = scene(skeleton, [len(centres)])
+    inside = ((people > 0) & (people < SIZE)).all(dim=2)
+    return replace(batch, keypoints=people[None], labelled=inside[None])
+
+
+def synthetic_place(name):
+    return {
+        "nose": (0, -0.42), "neck": (0, -0.3), "shoulder": (0.13, -0.3), "elbow": (0.2, -0.13), "wrist": (0.24, 0.03),
+        "hip": (0.1, 0.03), "knee": (0.12, 0.27), "ankle": (0.13, 0.5), "eye": (0.04, -0.46), "ear": (0.1, -0.44),
+        "head_top": (0, -0.5),
+    }[name]  # fmt: skip
+
+
+@pytest.mark.parametrize("skeleton", [LSP14, COCO17], ids=lambda s: s.name)
+def test_decoding_the_targets_gives_the_people_in_original_pixels(skeleton):
+    system = tiny("two_branch", skeleton)
+    batch = standing(skeleton, [(24.0, 46.0), (70.0, 50.0)])
+    turn = torch.tensor([[2.0, -0.5, 30.0], [0.25, 3.0, -7.0]])
+    batch = replace(
+        batch, to_original=turn[None], image_ids=torch.tensor([40]), image_sizes=torch.tensor([[240.0, 320.0]])
+    )
+    people = system.decode(perfect(system, batch), batch)
+    assert len(people) == 2
+    assert people.image_ids.tolist() == [40, 40]
+    assert (people.person_scores > 0.9).all()
+    assert (people.person_scores <= 1).all()
+    for n in range(2):
+        x, y = batch.keypoints[0, n].T.double().numpy()
+        wanted = np.stack([2 * x - 0.5 * y + 30, 0.25 * x + 3 * y - 7], axis=1)
+        who = np.abs(people.keypoints - wanted).max(axis=2).mean(axis=1).argmin()
+        seen = batch.labelled[0, n].numpy()
+        np.testing.assert_allclose(people.keypoints[who][seen], wanted[seen], atol=0.05)
+        assert np.array_equal(people.scores[who] > 0, seen)
+        assert np.array_equal(people.presence[who], people.scores[who])
+    assert (people.boxes >= 0).all()
+    assert (people.boxes <= [240, 320, 240, 320]).all()
+    with torch.no_grad():
+        found = system.people(perfect(system, batch))
+    assert len(found.scores) == 2
+    assert found.keypoints.shape == (2, skeleton.size, 2)
+
+
+def test_nobody_is_an_empty_answer():
+    system = tiny("two_branch", COCO17)
+    batch = scene(COCO17, [0, 0])
+    people = system.decode(perfect(system, batch), batch)
+    assert len(people) == 0
+    assert people.keypoints.shape == (0, 17, 2)
+    assert people.boxes.shape == (0, 4)
+    assert system.people(perfect(system, batch)).keypoints.shape == (0, 17, 2)
+
+
+def test_maps_that_are_not_numbers_are_refused():
+    system = tiny("two_branch")
+    batch = scene(LSP14, [1, 2])
+    outputs = perfect(system, batch)
+    outputs["fields"][1, 0, 3, 2, 2] = torch.nan
+    with pytest.raises(PoseError, match="maps of image 1 of 2 in this batch hold values that are not numbers"):
+        system.decode(outputs, batch)
+    with pytest.raises(PoseError, match="OpenPose sees whole scenes"):
+        system.joints(outputs)
+
+
+@every_variant
+@pytest.mark.parametrize("size", [(3, 2), (8000, 30)])
+def test_pictures_smaller_than_a_cell_and_thousands_of_pixels_wide(variant, size):
+    system = tiny(variant, COCO17)
+    system.network.eval()
+    batch = system.prepare(unlabelled([Image.new("RGB", size, (9, 99, 200))], [5], SIZE, COCO17))
+    with torch.no_grad():
+        people = system.decode(system.forward(system.network, batch), batch)
+    assert people.keypoints.shape[1:] == (17, 2)
+
+
+@every_variant
+@pytest.mark.parametrize("skeleton", [LSP14, COCO17], ids=lambda s: s.name)
+def test_with_flips_a_mirrored_image_has_mirrored_maps(variant, skeleton):
+    system = tiny(variant, skeleton)
+    system.network.eval()
+    images = torch.randn(1, 3, 48, 32)
+    order, signs = system.layout.field_mirror
+    with torch.no_grad():
+        there, back = system.network(images), system.network(images.flip(3))
+        alone = system.network._view(images, 1.0, flip=False)
+    mirrored = back["fields"].flip(4)[:, :, order] * torch.from_numpy(signs)[:, None, None]
+    torch.testing.assert_close(there["fields"], mirrored, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        there["heats"], back["heats"].flip(4)[:, :, system.layout.joint_mirror], rtol=1e-4, atol=1e-6
+    )
+    assert not torch.allclose(there["heats"], alone["heats"], atol=1e-4)
+
+
+def test_several_scales_are_averaged_on_the_images_own_cells():
+    system = tiny("two_branch", scales=[0.5, 1.0, 1.5], flip_test=False)
+    system.network.eval()
+    images = torch.randn(2, 3, 48, 32)
+    with torch.no_grad():
+        outputs = system.network(images)
+        views = [system.network._view(images, scale, flip=False)["heats"] for scale in (0.5, 1.0, 1.5)]
+    assert outputs["heats"].shape == (2, 3, 15, 12, 8)
+    torch.testing.assert_close(outputs["heats"], sum(views) / 3)
+    system.network.train()
+    assert system.network(images)["heats"].shape == (2, 3, 15, 12, 8)
+
+
+# ---------------------------------------------------------------- drawn scenes
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """Three scenes of one to three people, as a prepared dataset has them."""
+    directory = tmp_path_factory.mktemp("drawn")
+    params = SyntheticParams(skeleton="lsp14", images=3, width=SIZE, height=SIZE, people=(1, 3), seed=5)
+    rows = []
+    for index in range(3):
+        picture, people = synthetic.draw(params, index)
+        stream = io.BytesIO()
+        picture.save(stream, "JPEG", quality=95)
+        boxes = np.array([person["bbox"] for person in people], np.float32)
+        boxes[:, 2:] += boxes[:, :2]
+        keypoints = np.array([person["keypoints"] for person in people], np.float32).reshape(-1, 14, 3)
+        areas = np.array([person["area"] for person in people])
+        nothing = np.zeros(mask_shape((SIZE, SIZE)), bool)
+        ids = np.arange(len(people))
+        rows.append(
+            SceneRow(stream.getvalue(), f"{index}.jpg", index, (SIZE, SIZE), ids, boxes, keypoints, areas, nothing)
+        )
+    for part in ("train", "val", "test"):
+        write_scenes(rows, directory, part, 10, LSP14, SIZE)
+    return directory
+
+
+LEARNING = {
+    "trunk": [16, 24, 32], "features": [32, 32], "flip_test": False,
+    "two_branch": {"stages": 2, "first": [32, 48], "later": 24, "kernel": 5},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def learned(drawn):
+    """A small network that knows the three scenes by heart, and their batch."""
+    torch.set_num_threads(1)
+    system = tiny("two_branch", **LEARNING)
+    batch = system.prepare(next(SceneLoader(SceneSplit.open(drawn, "train"), 1).batches(np.arange(3), 3, None, 0, 0)))
+    steps = 140
+    optimiser = torch.optim.AdamW(system.network.parameters(), lr=3e-3)
+    system.network.train()
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = 3e-3 * min(1, (step + 1) / 10, 2 * (steps - step) / steps)
+        losses = system.loss(system.forward(system.network, batch), batch)
+        optimiser.zero_grad()
+        sum(losses.values()).backward()
+        torch.nn.utils.clip_grad_norm_(system.network.parameters(), 5.0)
+        optimiser.step()
+    system.network.eval()
+    return system, batch
+
+
+@pytest.mark.slow
+def test_learns_three_drawn_scenes_by_heart(learned, drawn):
+    system, batch = learned
+    split = SceneSplit.open(drawn, "train")
+    with torch.no_grad():
+        people = system.decode(system.forward(system.network, batch), batch)
+    for row in range(3):
+        place = split.people_of(row)
+        found = people.select(np.flatnonzero(people.image_ids == row))
+        for person in range(place.start, place.stop):
+            labelled = split.labelled[person]
+            error = np.linalg.norm(found.keypoints - split.keypoints[person], axis=2)
+            near = ((error < 6) & (found.scores > 0))[:, labelled].mean(axis=1)
+            assert near.max() >= 0.8
+
+
+@pytest.mark.slow
+def test_exported_files_find_who_the_network_finds(learned, drawn, tmp_path):
+    from safetensors.torch import save_file
+
+    from pose.export import export
+
+    system, _ = learned
+    save_file(system.network.state_dict(), tmp_path / "trained.safetensors")
+    split = SceneSplit.open(drawn, "test")
+    report = export(
+        "openpose", system, tmp_path / "trained.safetensors", split, CropParams(view="person", size=48),
+        tmp_path / "bundle", ExportParams(tolerance_px=0.01, parity_images=3, latency_runs=1), threads=1,
+    )  # fmt: skip
+    assert max(report.parity_px.values()) <= 0.01
+    with torch.no_grad():
+        batch = system.prepare(next(SceneLoader(split, 1).batches(np.arange(3), 3, None, 0, 0)))
+        assert len(system.decode(system.forward(system.network, batch), batch)) >= 3
+
+
+def test_restored_weights_answer_alike(tmp_path):
+    from safetensors.torch import save_file
+
+    system, other = tiny("paf_first", COCO17), tiny("paf_first", COCO17, seed=3)
+    save_file(system.network.state_dict(), tmp_path / "model.safetensors")
+    images = torch.randn(2, 3, 32, 32)
+    system.network.eval()
+    with torch.no_grad():
+        wanted, got = system.network(images), restore(other, tmp_path / "model.safetensors").network(images)
+    assert all(torch.equal(wanted[name], got[name]) for name in wanted)
