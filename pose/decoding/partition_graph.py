@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pose.decoding.candidates import Candidates
 
-ROUNDS = 40
+ROUNDS = 24
 """A joint more per round is the slowest a person grows, so this is enough for any skeleton with few double joints."""
 
 
@@ -72,15 +72,17 @@ def assemble(candidates: Candidates, member: Tensor, joints: int, least: int) ->
     count = found.sum(dim=1)
     middle = (keypoints * found[..., None]).sum(dim=1) / count.clamp(min=1)[:, None]
     keypoints = torch.where(found[..., None], keypoints, middle[:, None])
-    confidences = (member.T[..., None] * weight[None]).amax(dim=1) if len(kind) else mass
+    # Without candidates there is no largest one; 0 is never larger.
+    everyone = torch.cat([torch.zeros_like(mass)[:, None], member.T[..., None] * weight[None]], dim=1)
+    confidences = everyone.amax(dim=1)
     scores = confidences.mean(dim=1)
-    order = scores.sort(descending=True, stable=True).indices
+    order = scores.topk(scores.shape[0]).indices
     rows = order[(count >= least)[order]]
     return keypoints[rows], confidences[rows], scores[rows]
 
 
 def found_in(image: int, keypoints: Tensor, confidences: Tensor, scores: Tensor) -> Found:
     """The people of one image."""
-    low, high = (keypoints.amin(dim=1), keypoints.amax(dim=1)) if len(keypoints) else (keypoints[:, 0], keypoints[:, 0])
     number = torch.full_like(scores, image, dtype=torch.int64)
-    return Found(number, torch.cat([low, high], dim=1), scores, keypoints, confidences)
+    boxes = torch.cat([keypoints.amin(dim=1), keypoints.amax(dim=1)], dim=1)
+    return Found(number, boxes, scores, keypoints, confidences)

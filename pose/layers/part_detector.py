@@ -131,8 +131,8 @@ class Targets:
 
 
 def radii(boxes: Tensor, disc: float) -> Tensor:
-    """[B, P] px: how far around a joint of these people [B, P, 4] cells count as near."""
-    return ((boxes[..., 2:] - boxes[..., :2]).amax(dim=2) * disc).clamp(min=LEAST_RADIUS)
+    """[...] px: how far around a joint of people with these boxes [..., 4] cells count as near."""
+    return ((boxes[..., 2:] - boxes[..., :2]).amax(dim=-1) * disc).clamp(min=LEAST_RADIUS)
 
 
 def targets(
