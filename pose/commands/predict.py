@@ -102,12 +102,13 @@ def _sources(files: list[Path], camera: int | None) -> list[Source]:
 
 
 def _maps_under(folder: Path, pipeline: Pipeline) -> Callable[[Image, People], Image]:
-    from pose.errors import ConfigError
     from pose.inference.maps import looker, seen
     from pose.inference.predictor import Predictor
 
     if not isinstance(pipeline.model, Predictor):
-        raise ConfigError(f"--maps: {pipeline.model.name} finds everyone at once and has no maps of whole people")
+        from pose.inference import paf_view
+
+        return paf_view.seen(folder)
     return partial(seen, pipeline.model, looker(folder))
 
 
