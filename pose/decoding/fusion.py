@@ -84,7 +84,7 @@ def _find(objects: Tensor, size: tuple[int, int], limits: Limits) -> tuple[Tenso
     score = torch.where(inside, score, 0.0)
     rows, scores = _people(boxes, torch.where(kind == 0, score, 0.0), limits)
     poses = objects[rows, first:].unflatten(1, (joints, 2))
-    centres, joint, sure = _keypoints(objects[:, :2], boxes, score, kind, joints, limits)
+    centres, joint, sure = _keypoints(objects[:, :2], boxes, score, kind, joints, limits, max(size))
     keypoints, confidences = fuse(poses, boxes[rows], scores, centres, joint, sure, limits)
     return boxes[rows], scores, keypoints, confidences
 
@@ -108,9 +108,9 @@ def _people(boxes: Tensor, score: Tensor, limits: Limits) -> tuple[Tensor, Tenso
 
 
 def _keypoints(
-    centres: Tensor, boxes: Tensor, score: Tensor, kind: Tensor, joints: int, limits: Limits
+    centres: Tensor, boxes: Tensor, score: Tensor, kind: Tensor, joints: int, limits: Limits, side: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Centres [M, 2], joints [M] and scores [M] of the keypoint objects kept, by falling score."""
+    """Centres [M, 2], joints [M] and scores [M] of the keypoint objects kept, best first. side: the longer, px."""
     of = torch.arange(1, 1 + joints, device=kind.device)
     own = torch.where(kind[:, None] == of, score[:, None], 0.0)
     values, best = own.topk(min(limits.candidates, own.shape[0]), dim=0)
@@ -118,8 +118,7 @@ def _keypoints(
     likely = values > limits.keypoint_floor
     values, best, joint = values[likely], best[likely], joint[likely]
     # Side by side the classes do not overlap; all of them then take one pass.
-    step = boxes.detach().amax() + 1
-    apart = boxes[best] + (joint * step)[:, None]
+    apart = boxes[best] + (joint * (side + 1))[:, None]
     kept = survivors(apart, values, limits.keypoint_overlap)
     return centres[best[kept]], joint[kept], values[kept]
 
