@@ -34,10 +34,8 @@ class Candidates:
 
     def chosen(self, rows: Tensor) -> Candidates:
         """These rows alone."""
-        return Candidates(
-            *(getattr(self, name)[rows] for name in ("part", "cell", "probability", "position", "offsets", "valid")),
-            above=self.above,
-        )
+        each = (self.part, self.cell, self.probability, self.position, self.offsets, self.valid)
+        return Candidates(*(column[rows] for column in each), self.above)
 
 
 def find(

@@ -101,7 +101,7 @@ def local_search(problem: Problem, start: Partition | None = None) -> Partition:
         state.improve()
         value = problem.value(state.option, state.person)
         if value < best.value - WORTH:
-            best = replace(best, option=state.option.copy(), person=_renumbered(state.person), value=value)
+            best = replace(best, option=state.option.copy(), person=renumbered(state.person), value=value)
     return best
 
 
@@ -139,7 +139,7 @@ def contracted(problem: Problem, option: np.ndarray) -> np.ndarray:
     return person
 
 
-def _renumbered(person: np.ndarray) -> np.ndarray:
+def renumbered(person: np.ndarray) -> np.ndarray:
     """The same people under numbers 0, 1, ... in the order of their first candidates."""
     seen = person[person != NONE]
     _, first, inverse = np.unique(seen, return_index=True, return_inverse=True)
@@ -155,7 +155,7 @@ class _State:
         self.problem = problem
         self.settled: set[tuple[bytes, int]] = set()
         """Two people, by the options they have, between whom no exchange improves."""
-        self._set(option, _renumbered(person))
+        self._set(option, renumbered(person))
 
     def _set(self, option: np.ndarray, person: np.ndarray) -> None:
         self.option, self.person = option, person
@@ -302,7 +302,7 @@ class _State:
                 for candidate, to_option, side in moves:
                     option[candidate] = to_option
                     person[candidate] = NONE if to_option == NONE else (a, b)[side]
-                self._set(option, _renumbered(person))
+                self._set(option, renumbered(person))
                 return True
         return False
 
@@ -319,7 +319,7 @@ class _Exchange:
         rows = np.flatnonzero(np.isin(problem.owner, members))
         self.rows, self.members = rows, np.unique(members)
         self.owner = np.searchsorted(self.members, problem.owner[rows])
-        self.cost = state.joined[np.ix_(rows, people)] + problem.unary[rows][:, None]
+        self.cost = state.joined[rows][:, people] + problem.unary[rows][:, None]
         """[R, 2] of each option with either person."""
         self.pair = problem.pair[np.ix_(rows, rows)]
         self.row = np.searchsorted(rows, state.option[self.members])

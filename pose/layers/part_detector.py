@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from pose.layers.pair_terms import Graph, PairTerms
 from pose.layers.resnet import Depth, ResNet
-from pose.layers.weights import initialise
 from pose.skeleton import Skeleton
 
 STRIDE = 8
@@ -43,14 +42,11 @@ class PartDetector(nn.Module):
         self.trunk = dilated(ResNet(depth, width))
         self.terms = PairTerms(skeleton, graph)
         k, channels = skeleton.size, self.trunk.channels
-        self.parts = _upsampling(channels, k)
+        self.parts = _upsampling(channels, k, RARE)
         self.refinement = _upsampling(channels, 2 * k)
         self.offsets = _upsampling(channels, 4 * self.terms.pairs)
         self.halfway = len(self.trunk.layer3) // 2
-        self.intermediate = _upsampling(channels // 2, k)
-        for head in (self.parts, self.intermediate):
-            if not head.bias.is_meta:
-                nn.init.constant_(head.bias, RARE)
+        self.intermediate = _upsampling(channels // 2, k, RARE)
         self.calibration = Calibration(k)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -92,13 +88,12 @@ def dilated(trunk: ResNet) -> ResNet:
     return trunk
 
 
-def _upsampling(inputs: int, outputs: int) -> nn.ConvTranspose2d:
-    """[B, inputs, h, w] to [B, outputs, 2h, 2w], about zero before training."""
+def _upsampling(inputs: int, outputs: int, first: float = 0.0) -> nn.ConvTranspose2d:
+    """[B, inputs, h, w] to [B, outputs, 2h, 2w], about `first` before training."""
     layer = nn.ConvTranspose2d(inputs, outputs, 3, 2, 1, output_padding=1)
-    initialise(layer)
-    if not layer.weight.is_meta:
+    if layer.bias is not None and not layer.weight.is_meta:
         nn.init.normal_(layer.weight, std=0.001)
-        nn.init.zeros_(layer.bias)
+        nn.init.constant_(layer.bias, first)
     return layer
 
 

@@ -117,14 +117,14 @@ def test_the_exact_solve_agrees_with_brute_force(candidates, labels, seed):
 
 def test_the_local_search_nearly_always_agrees_with_brute_force_and_never_claims_better():
     misses = 0
-    for seed in range(30):
-        problem = problem_of(6, 2, seed)
+    for seed in range(20):
+        problem = problem_of(5, 2, seed)
         answer, wanted = local_search(problem), brute_force(problem)
         check(problem, answer)
         assert answer.value >= wanted - 1e-9
         assert answer.bound <= wanted + 1e-9
         misses += answer.value > wanted + 1e-9
-    assert misses <= 3
+    assert misses <= 2
 
 
 @pytest.mark.parametrize(("candidates", "labels"), [(30, 1), (60, 1), (100, 1), (30, 2)])
@@ -151,7 +151,7 @@ def test_fractional_programs_are_branched_to_the_optimum(monkeypatch):
     branch = partition_exact._Search.branch
 
     def watched(self, *bounds):
-        branched.append(self.bound)
+        branched.append(self.best.gap)
         branch(self, *bounds)
 
     monkeypatch.setattr(partition_exact._Search, "branch", watched)
@@ -162,6 +162,7 @@ def test_fractional_programs_are_branched_to_the_optimum(monkeypatch):
         assert answer.value == pytest.approx(brute_force(problem), abs=1e-6)
         assert answer.gap == 0
     assert branched
+    assert min(branched) > 0
 
 
 def test_no_time_gives_the_local_search_and_an_honest_gap():
