@@ -37,9 +37,9 @@ class Stages(nn.Module):
         super().__init__()
         self.scales, self.flip_test, self.stride = tuple(scales), flip_test, stride
         order, signs = layout.field_mirror if flip_test else (np.zeros(0, np.int64), np.zeros(0, np.float32))
-        self.register_buffer("joint_mirror", torch.from_numpy(layout.joint_mirror), persistent=False)
-        self.register_buffer("field_mirror", torch.from_numpy(order), persistent=False)
-        self.register_buffer("field_signs", torch.from_numpy(signs).view(1, 1, -1, 1, 1), persistent=False)
+        self.register_buffer("joint_mirror", torch.tensor(layout.joint_mirror.tolist()), persistent=False)
+        self.register_buffer("field_mirror", torch.tensor(order.tolist(), dtype=torch.int64), persistent=False)
+        self.register_buffer("field_signs", torch.tensor(signs.tolist()).view(1, 1, -1, 1, 1), persistent=False)
 
     def maps(self, images: Tensor) -> Maps:
         """Fields [B, 2L, h, w] and heats [B, K + 1, h, w] of every stage."""
