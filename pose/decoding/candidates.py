@@ -34,8 +34,8 @@ class Candidates:
 
     def chosen(self, rows: Tensor) -> Candidates:
         """These rows alone."""
-        each = (self.part, self.cell, self.probability, self.position, self.offsets, self.valid)
-        return Candidates(*(column[rows] for column in each), self.above)
+        part, cell, probability, position = (c[rows] for c in (self.part, self.cell, self.probability, self.position))
+        return Candidates(part, cell, probability, position, self.offsets[rows], self.valid[rows], self.above)
 
 
 def find(
