@@ -36,7 +36,16 @@ from pose.decoding.partition_graph import Found, assemble, contract, found_in
 from pose.decoding.partition_stages import solve_in_stages
 from pose.errors import PoseError
 from pose.layers.pair_terms import Graph, OffsetStatistics, PairExamples, PairTerms
-from pose.layers.part_detector import PartDetector, offset_loss, radii, refinement_loss, score_loss, targets
+from pose.layers.part_detector import STRIDE as CELL
+from pose.layers.part_detector import (
+    PartDetector,
+    Targets,
+    offset_loss,
+    radii,
+    refinement_loss,
+    score_loss,
+    targets,
+)
 from pose.layers.resnet import Depth
 from pose.people import People
 from pose.progress import say, track
@@ -204,11 +213,19 @@ class DeepCut(System):
         least, person = apart.min(dim=0)
         return torch.where(least.isfinite(), person, -1)
 
+    def targets(self, batch: SceneBatch) -> Targets:
+        """What the maps should say of a prepared batch."""
+        width, height = (side // CELL for side in self.params.input_size)
+        labelled = batch.labelled & batch.people[..., None]
+        return targets(batch.keypoints, labelled, batch.boxes, batch.ignored, (width, height), self.params.disc)
+
+    def targets_preview(self, batch: SceneBatch) -> Tensor:
+        """[B, h, w] in [0, 1]: which cells are near a joint."""
+        return self.targets(batch).near.any(dim=1).float()
+
     def loss(self, outputs: Any, batch: SceneBatch) -> dict[str, Tensor]:
         """Cross-entropies over the cells that are not ignored, Huber losses near joints; 0 where nothing is known."""
-        height, width = outputs["parts"].shape[-2:]
-        labelled = batch.labelled & batch.people[..., None]
-        target = targets(batch.keypoints, labelled, batch.boxes, batch.ignored, (width, height), self.params.disc)
+        target = self.targets(batch)
         foreground = self.params.chosen.foreground
         return {
             "parts": score_loss(outputs["parts"], target, foreground),
@@ -247,21 +264,32 @@ class DeepCut(System):
     def decode_with_gaps(self, outputs: Any, batch: SceneBatch) -> tuple[People, np.ndarray]:
         """The people, and per image [B] how far its answer may be from the optimum: 0 is proven, see Partition.gap.
 
-        Warns where images had more candidates than params allow.
+        Warns where images had more candidates than params allow, and where the exact solve ran out of time.
         """
         solved = self.solve(outputs)
-        most = self.params.candidates.most
-        crowded = [i for i, each in enumerate(solved) if int(each.candidates.above) > most]
-        if crowded:
-            first = crowded[0]
-            say(
-                f"warning: {len(crowded)} of {len(solved)} images have more than {most} candidate joints (image id "
-                f"{int(batch.image_ids[first])} has {int(solved[first].candidates.above)}); the likeliest {most} are "
-                "kept. Raise systems.deepcut.candidates.most or .floor if people are missing"
-            )
+        self._warn(solved, batch.image_ids.tolist())
         found = _together([each.people for each in solved])
         found = Found(*(getattr(found, field.name).to(batch.to_original.device) for field in fields(Found)))
         return to_people(cast(Any, found), batch), np.array([each.gap for each in solved])
+
+    def _warn(self, solved: list[Solved], image_ids: list[int]) -> None:
+        most, seconds = self.params.candidates.most, self.params.solver.seconds
+        counts = [int(each.candidates.above) for each in solved]
+        crowded = [i for i, count in enumerate(counts) if count > most]
+        if crowded:
+            say(
+                f"warning: {len(crowded)} of {len(solved)} images have more than {most} candidate joints (image id "
+                f"{image_ids[crowded[0]]} has {counts[crowded[0]]}); the likeliest {most} are kept. If people are "
+                "missing, raise systems.deepcut.candidates.most, or its floor or radius"
+            )
+        open_ones = [i for i, each in enumerate(solved) if each.gap > 0]
+        if open_ones and seconds > 0:
+            worst = max(open_ones, key=lambda i: solved[i].gap)
+            say(
+                f"warning: {len(open_ones)} of {len(solved)} images were not solved to a proven optimum in {seconds:g} "
+                f"s; the largest gap is {solved[worst].gap:.2%} (image id {image_ids[worst]}). The best answer found "
+                "is kept; for proofs raise systems.deepcut.solver.seconds"
+            )
 
     def solve(self, outputs: Any) -> list[Solved]:
         """Every image's program and its answer. Raises PoseError for maps that are not numbers."""

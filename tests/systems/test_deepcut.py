@@ -22,6 +22,7 @@ from pose.decoding.candidates import highest_around
 from pose.decoding.partition import Problem, local_search
 from pose.errors import ConfigError, PoseError
 from pose.export import export
+from pose.inference.scene_model import SceneModel
 from pose.layers import pair_terms, part_detector
 from pose.layers.pair_terms import OffsetStatistics, PairTerms
 from pose.skeleton import COCO17, LSP14, Skeleton
@@ -169,7 +170,7 @@ def test_where_nothing_is_known_losses_are_0_and_gradients_there():
 
 
 def test_targets_agree_with_a_loop():
-    batch = scene(LSP14, [2, 3], missing=0.3)
+    batch = scene(LSP14, [3], missing=0.3)
     ignored = batch.ignored.clone()
     ignored[:, :2, :1] = True
     t = part_detector.targets(batch.keypoints, batch.labelled, batch.boxes, ignored, (CELLS, CELLS), disc=0.3)
@@ -177,29 +178,28 @@ def test_targets_agree_with_a_loop():
         tuple(key): number for number, key in enumerate(torch.stack([t.image, t.part, t.row, t.column], dim=1).tolist())
     }
     wide = 0
-    for i in range(2):
-        for row in range(CELLS):
-            for column in range(CELLS):
-                x, y = 8 * column + 4, 8 * row + 4
-                for a in range(14):
-                    best, who = math.inf, None
-                    for p in range(3):
-                        if not batch.labelled[i, p, a]:
-                            continue
-                        left, top, right, bottom = batch.boxes[i, p].tolist()
-                        distance = math.hypot(*(batch.keypoints[i, p, a] - torch.tensor([x, y])).tolist())
-                        reach = max(6.0, 0.3 * max(right - left, bottom - top))
-                        wide += reach > 6
-                        if distance <= reach and distance < best:
-                            best, who = distance, p
-                    assert bool(t.near[i, a, row, column]) == (who is not None)
-                    assert ((i, a, row, column) in cells) == (who is not None)
-                    if who is not None:
-                        number = cells[i, a, row, column]
-                        known = batch.labelled[i, who]
-                        assert torch.equal(t.known[number], known)
-                        wanted = (batch.keypoints[i, who] - torch.tensor([x, y]))[known]
-                        torch.testing.assert_close(t.joints[number][known], wanted)
+    points, boxes, labelled = batch.keypoints[0].tolist(), batch.boxes[0].tolist(), batch.labelled[0].tolist()
+    near = t.near[0].tolist()
+    for row in range(CELLS):
+        for column in range(CELLS):
+            x, y = 8 * column + 4, 8 * row + 4
+            for a in range(14):
+                best, who = math.inf, None
+                for p in range(3):
+                    left, top, right, bottom = boxes[p]
+                    reach = max(6.0, 0.3 * max(right - left, bottom - top))
+                    wide += reach > 6
+                    distance = math.dist(points[p][a], (x, y)) if labelled[p][a] else math.inf
+                    if distance <= reach and distance < best:
+                        best, who = distance, p
+                assert near[a][row][column] == (who is not None)
+                assert ((0, a, row, column) in cells) == (who is not None)
+                if who is not None:
+                    number = cells[0, a, row, column]
+                    assert t.known[number].tolist() == labelled[who]
+                    known = batch.labelled[0, who]
+                    wanted = (batch.keypoints[0, who] - torch.tensor([x, y]))[known].numpy()
+                    np.testing.assert_allclose(t.joints[number][known].numpy(), wanted, atol=1e-4)
     assert wide
     assert t.weight[0, 0, 0, 0] == pytest.approx(0.5)
     assert (t.weight.flatten(1)[:, 1:] == 1).all()
@@ -455,23 +455,26 @@ def test_the_likeliest_candidates_stay_and_a_warning_says_so(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_out_of_time_the_best_found_comes_with_its_gap():
+def test_out_of_time_the_best_found_comes_with_its_gap(capsys):
     """Maps of noise: about a hundred candidates that nothing holds together."""
     noise = {name: torch.randn(shape, generator=torch.Generator().manual_seed(3)) for name, shape in {
         "scores": (1, 14, CELLS, CELLS), "refinement": (1, 14, 2, CELLS, CELLS), "offsets": (1, 182, 2, CELLS, CELLS),
     }.items()}  # fmt: skip
-    answers = {}
-    for seconds in (0.0, 0.02, 20.0):
+    answers, said = {}, {}
+    for seconds in (0.0, 0.02, 5.0):
         system = tiny(solver={"seconds": seconds, "stages": False}, min_joints=1)
         system.detector.terms.deviation.fill_(20.0)
         system.detector.terms.same.copy_(torch.tensor([-0.02, 1.0]))
         (answers[seconds],) = system.solve(noise)
+        system.decode(noise, scene(LSP14, [1]))
+        said[seconds] = capsys.readouterr().err
     assert len(answers[0.0].candidates.part) == 100
-    values = [answers[seconds].partition.value for seconds in (20.0, 0.02, 0.0)]
-    assert values == sorted(values)
+    assert answers[5.0].partition.value <= answers[0.0].partition.value + 1e-6
     assert answers[0.0].gap > 0
-    assert answers[20.0].gap < answers[0.0].gap
-    assert answers[0.0].partition.bound <= answers[20.0].partition.value
+    assert answers[5.0].gap < answers[0.0].gap
+    assert "1 of 1 images were not solved to a proven optimum in 0.02 s; the largest gap is " in said[0.02]
+    assert "proven" not in said[0.0], "nobody asked for a proof"
+    assert answers[0.0].partition.bound <= answers[5.0].partition.value
     assert len(answers[0.0].people.scores) > 0
 
 
@@ -665,6 +668,13 @@ def test_exported_files_find_who_the_graphs_contraction_finds(drawn, learned, tm
     )  # fmt: skip
     assert set(report.parity_px) == {"onnx", "torch_export"}
     assert max(report.parity_px.values()) <= 0.05
+    pictures = [Image.open(io.BytesIO(split.jpeg(row).tobytes())) for row in range(len(split))]
+    model = SceneModel.load(tmp_path / "bundle")
+    assert model.finds_joints
+    predicted = model.predict(pictures, split.image_ids.tolist())
     batch = learned.prepare(next(batches_of(split)))
     with torch.no_grad():
-        assert len(learned.people(learned.forward(learned.network, batch)).scores) > 2
+        people = learned.decode(learned.forward(learned.network, batch), batch)
+    assert len(predicted) == len(people) > 2
+    wanted, got = (sorted(found.keypoints.reshape(len(found), -1).tolist()) for found in (people, predicted))
+    np.testing.assert_allclose(got, wanted, atol=0.05)
