@@ -55,7 +55,8 @@ def _mosaics(batch: SceneBatch, rows: Tensor, size: tuple[int, int], skeleton: S
     point = torch.stack([(change["erase_y"] * FINE) % 1, (change["erase_x"] * FINE).floor() / FINE], dim=1) * canvas
     move = augmentation.movement(change, canvas)
     normalise = augmentation.normaliser(batch.images.device)
-    tiles, pixels, ignored = [], 0.0, False
+    back = views.inverse(move)
+    tiles, pixels, ignored = [], batch.extents.new_zeros(()), batch.people.new_zeros(())
     for place, side in enumerate(TILES):
         tile = replace(_at(batch, (rows + place) % len(batch)), augment=own)
         warp, region = _placed(tile, size, point, side)
@@ -63,12 +64,12 @@ def _mosaics(batch: SceneBatch, rows: Tensor, size: tuple[int, int], skeleton: S
         seen = augmentation.colour(normalise(scene_views._source(tile, size).contiguous()), change, normalise)
         step = seen.shape[-1] / batch.images.shape[-1]
         seen.mul_(scene_views._inside(tile.extents * step, seen.shape[-1], seen.shape[-2])[:, None])
-        mine = _covered(views.inverse(move), region, size, 1)
+        mine = _covered(back, region, size, 1)
         pixels = pixels + views.sample(seen, views.inverse(warp) * step, size) * mine[:, None]
         mask = scene_views._ignored(tile, warp, canvas, size)
-        ignored = ignored | (mask & _covered(views.inverse(move), region, size, IGNORE_STRIDE))
+        ignored = ignored | (mask & _covered(back, region, size, IGNORE_STRIDE))
         tile = scene_views._mirrored(tile, change["flip"] > 0, skeleton)
-        tiles.append(_people(tile, warp, views.inverse(move), region, canvas))
+        tiles.append(_people(tile, warp, canvas))
     erased = augmentation.erase(pixels, change)
     first = tiles[0]
     people = {
@@ -103,28 +104,22 @@ def _covered(back: Tensor, region: Tensor, size: tuple[int, int], stride: int) -
     return inside
 
 
-def _people(tile: SceneBatch, warp: Tensor, back: Tensor, region: Tensor, canvas: Tensor) -> SceneBatch:
-    """The tile's people as the mosaic shows them."""
-    whole = scene_views._people(tile, warp, canvas)
-    count, slots, joints, _ = tile.keypoints.shape
-    # Where they are before the movement: a tile ends at its region's edge as a picture does at its own.
-    unmoved = views.apply(back, whole.keypoints.reshape(count, -1, 2)).reshape(count, slots, joints, 2)
-    low, high = region[:, None, None, :2], region[:, None, None, 2:]
-    inside = ((unmoved >= low) & (unmoved <= high)).all(dim=3)
-    size = whole.boxes[..., 2:] - whole.boxes[..., :2]
-    linear = warp[:, :, :2].double()
-    corners = tile.boxes[:, :, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(count, -1, 2)
-    moved = views.apply(torch.cat([linear, warp[:, :, 2:]], dim=2), corners).reshape(count, slots, 4, 2)
-    entire = (moved.amax(dim=2) - moved.amin(dim=2)).prod(dim=2)
-    seen = size.prod(dim=2) / entire.clamp(min=1e-6)
-    there = whole.people & (seen >= LEAST_SHARE)
+def _people(tile: SceneBatch, warp: Tensor, canvas: Tensor) -> SceneBatch:
+    """The tile's people as the mosaic shows them. The tile ends at its scene's edge as a picture does at its own."""
+    shown = scene_views._people(tile, warp, canvas)
+    inside = ((tile.keypoints >= 0) & (tile.keypoints <= tile.extents[:, None, None])).all(dim=3)
+    corners = tile.boxes[:, :, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(len(tile), -1, 2)
+    corners = views.apply(warp, corners).reshape(*tile.people.shape, 4, 2)
+    whole = (corners.amax(dim=2) - corners.amin(dim=2)).prod(dim=2)
+    share = (shown.boxes[..., 2:] - shown.boxes[..., :2]).prod(dim=2) / whole.clamp(min=1e-6)
+    there = shown.people & (share >= LEAST_SHARE)
     return replace(
-        whole,
+        shown,
         people=there,
-        labelled=whole.labelled & inside & there[..., None],
-        presence=whole.presence * (inside & there[..., None]),
-        boxes=whole.boxes * there[..., None],
-        areas=whole.areas * there * seen.clamp(max=1),
+        labelled=shown.labelled & inside & there[..., None],
+        presence=shown.presence * (inside & there[..., None]),
+        boxes=shown.boxes * there[..., None],
+        areas=shown.areas * there * share.clamp(max=1),
     )
 
 

@@ -64,8 +64,8 @@ def test_tiles_meet_at_the_point_and_show_their_scenes():
     colours = normalise(batch.images)[:, :, 0, 0]
     shown = torch.zeros(4, dtype=torch.int64)
     for row in range(4):
-        for y in range(1, SIZE[1], 5):
-            for x in range(1, SIZE[0], 5):
+        for y in range(1, SIZE[1], 9):
+            for x in range(1, SIZE[0], 9):
                 inside = []
                 for tile in range(4):
                     factor, shift = placed(batch, row, tile)
@@ -80,7 +80,7 @@ def test_tiles_meet_at_the_point_and_show_their_scenes():
                     assert len(inside) <= 1
                     shown[inside] += 1
                     torch.testing.assert_close(mosaic.images[row, :, y, x], wanted, atol=2e-2, rtol=0)
-    assert (shown > 20).all()
+    assert (shown > 5).all()
 
 
 @pytest.mark.parametrize("moved", [False, True])

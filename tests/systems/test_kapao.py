@@ -492,3 +492,39 @@ def test_the_engine_trains_validates_and_keeps_it(drawn, tmp_path):
     batch = restored.prepare(next(SceneLoader(SceneSplit.open(drawn, "val"), 1).batches(np.arange(3), 3, None, 0, 0)))
     with torch.no_grad():
         assert restored.decode(restored.forward(restored.network, batch), batch).keypoints.shape[1:] == (14, 2)
+
+
+@pytest.mark.slow
+def test_finds_everyone_in_two_drawn_scenes(drawn):
+    """With joints found at stride 8 and people at 16 and 32, in which so small a canvas has enough cells."""
+    anchors = [
+        [[5, 5], [8, 8], [12, 12]], [[24, 40], [40, 60], [60, 40]],
+        [[60, 90], [80, 110], [100, 70]], [[200, 300], [300, 300], [300, 200]],
+    ]  # fmt: skip
+    drawn, steps, rate = SceneSplit.open(drawn, "train"), 280, 0.004
+    system = tiny(anchors=anchors, anchor_side=SIZE)
+    batch = system.prepare(next(SceneLoader(drawn, 1).batches(np.arange(2), 2, None, 0, 0)))
+    optimiser = torch.optim.AdamW(system.network.parameters(), lr=rate)
+    weights = {"box": 1.0, "objectness": 60.0, "classes": 6.0, "keypoints": 5.0}
+    system.network.train()
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = rate * min(1, (step + 1) / 10, 2 * (steps - step) / steps)
+        losses = system.loss(system.forward(system.network, batch), batch)
+        optimiser.zero_grad()
+        sum(weight * losses[name] for name, weight in weights.items()).backward()
+        torch.nn.utils.clip_grad_norm_(system.network.parameters(), 10.0)
+        optimiser.step()
+    system.network.eval()
+    with torch.no_grad():
+        people = system.decode(system.forward(system.network, batch), batch)
+    for row in range(2):
+        place = drawn.people_of(row)
+        sure = people.select((people.image_ids == row) & (people.person_scores > 0.5))
+        for person in range(place.start, place.stop):
+            apart = np.abs(sure.boxes - drawn.boxes[person]).max(axis=1)
+            assert apart.min() < 16
+            error = np.linalg.norm(sure.keypoints[apart.argmin()] - drawn.keypoints[person], axis=1)
+            error = error[drawn.labelled[person]]
+            assert np.median(error) < 1.5
+            assert (error < 6).mean() >= 0.8
