@@ -234,7 +234,7 @@ def _on_something(
         )
         row *= width + 1
         row += column
-        on = near[limb].take(row, mode="clip").sum(axis=0, dtype=np.uint8) >= rules.enough
+        on = near[limb].take(row, mode="clip").sum(axis=0, dtype=np.int32) >= rules.enough
         starts, ends = np.nonzero(on)
         parts.append((np.full(len(starts), limb), starts + first[a], ends + first[b]))
     numbers, starts, ends = (np.concatenate(column) for column in zip(*parts, strict=True))

@@ -123,10 +123,11 @@ class TwoBranch(Stages):
     def maps(self, images: Tensor) -> Maps:
         """See Stages."""
         features = self.model0(images)
-        fields, heats = [self.model1_1(features)], [self.model1_2(features)]
-        for stage in range(2, self.stages + 1):
-            seen = torch.cat([fields[-1], heats[-1], features], dim=1)
-            number = 2 if self.shared else stage
+        fields: list[Tensor] = []
+        heats: list[Tensor] = []
+        for stage in range(1, self.stages + 1):
+            seen = torch.cat([fields[-1], heats[-1], features], dim=1) if fields else features
+            number = min(stage, 2) if self.shared else stage
             fields.append(getattr(self, f"model{number}_1")(seen))
             heats.append(getattr(self, f"model{number}_2")(seen))
         return fields, heats
