@@ -177,11 +177,16 @@ class Kapao(System):
             )
         return to_people(self.people(outputs), batch)  # type: ignore[arg-type]
 
-    def load_official(self, state: Mapping[str, Tensor]) -> None:
-        """Takes the state_dict of a release (pose.layers.pickled_tensors reads it), with the release's own anchors.
+    def load_official(self, state: Mapping[str, Any]) -> None:
+        """Takes the state_dict of a release (pose.layers.pickled_tensors reads it), or a dictionary around it.
 
-        Those are for inputs of 1280 px and are not scaled to this one. Raises TrainingError where it misfits.
+        The release's own anchors come with it; those are for inputs of 1280 px and are not scaled to this one. Raises
+        TrainingError where it misfits.
         """
+        for entry in ("ema", "model", "state_dict"):
+            if isinstance(state.get(entry), Mapping):
+                state = state[entry]
+                break
         taken = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
         if not any(key.endswith(COUNTED) for key in taken):
             taken |= {key: tensor for key, tensor in self.network.state_dict().items() if key.endswith(COUNTED)}

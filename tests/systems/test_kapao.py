@@ -157,7 +157,7 @@ def test_seeded_release_answers_as_a_plain_restatement_does():
     """KAPAO-S itself; images as this project normalises them, the restatement in colours from 0 to 1."""
     state = official(width=0.5)
     system = tiny(COCO17, width=0.5)
-    system.load_official({key: tensor.double() for key, tensor in state.items()})
+    system.load_official({"epoch": 3, "model": {key: tensor.double() for key, tensor in state.items()}})
     colours = torch.rand(1, 3, 64, 128, generator=torch.Generator().manual_seed(2))
     normalise = system.yolo.normalise
     system.network.eval()
