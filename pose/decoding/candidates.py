@@ -12,6 +12,9 @@ from torch import Tensor
 from pose.layers.pair_terms import PairTerms
 from pose.layers.part_detector import REFINEMENT, centres
 
+NEVER = -1e9
+"""A logit that no cell has."""
+
 
 @dataclass(frozen=True)
 class Candidates:
@@ -46,15 +49,16 @@ def find(
     maps: one image's scores [K, h, w], refinement [K, 2, h, w] and offsets [P, 2, h, w] of a PartDetector. places: of
     all kinds together, each cell as its likeliest kind; else kind by kind.
     """
-    probability = maps["scores"].float().sigmoid()
-    height, width = probability.shape[1:]
-    seen, kind = probability.max(dim=0, keepdim=True) if places else (probability, None)
-    best = (seen >= highest_around(seen, radius)) & (seen >= floor)
-    values = torch.where(best, seen, -1.0).flatten()
+    logits = maps["scores"].float()
+    height, width = logits.shape[1:]
+    # Not of probabilities, which are 1 for many a logit.
+    seen, kind = logits.max(dim=0, keepdim=True) if places else (logits, None)
+    best = (seen >= highest_around(seen, radius)) & (seen.sigmoid() >= floor)
+    values = torch.where(best, seen, NEVER).flatten()
     top, index = values.topk(min(most, values.numel()))
     cell = index % (height * width)
     part = kind.flatten()[cell] if kind is not None else index // (height * width)
-    return describe(maps, terms, part, cell, top.clamp(min=0), top >= 0, best.sum())
+    return describe(maps, terms, part, cell, top.sigmoid(), top > NEVER, best.sum())
 
 
 def describe(
@@ -85,6 +89,6 @@ def highest_around(maps: Tensor, radius: int) -> Tensor:
     for step in range(-radius, radius + 1):
         half = isqrt(radius**2 - step**2)
         row = F.max_pool2d(maps[None], (1, 2 * half + 1), 1, (0, half))[0]
-        row = F.pad(row, (0, 0, radius, radius), value=-1.0)
+        row = F.pad(row, (0, 0, radius, radius), value=NEVER)
         result = torch.maximum(result, row[:, radius + step : radius + step + height])
     return result

@@ -20,6 +20,8 @@ from pose.decoding.partition import NONE, Problem, renumbered
 
 VIOLATED = 1e-6
 """A constraint broken by more than this is added."""
+BLOCK = 4_000_000
+"""Most constraints looked at together; bounds memory."""
 
 
 @dataclass(frozen=True)
@@ -118,16 +120,22 @@ class Program:
         self, x: np.ndarray, y: np.ndarray, most: int, weight: np.ndarray | None = None
     ) -> csr_array | None:
         """Broken constraints; the worst first, or those whose least `weight` [D, D] of three pairs is the largest."""
-        diagonal = np.arange(len(x))
-        broken = y[:, :, None] + y[:, None, :] - y[None] - x[:, None, None]  # [b, a, c]
-        broken[diagonal, diagonal] = broken[diagonal, :, diagonal] = broken[:, diagonal, diagonal] = -1
-        b, a, c = np.nonzero(broken > VIOLATED)
-        b, a, c = (index[a < c] for index in (b, a, c))
+        places, amounts = [], []
+        step = max(1, BLOCK // len(x) ** 2)
+        upper = np.triu(np.ones(y.shape, bool), 1)
+        for start in range(0, len(x), step):
+            block = slice(start, start + step)
+            broken = y[block, :, None] + y[block, None, :] - y[None] - x[block, None, None]  # [b, a, c]
+            # Nothing is broken where b is a or c: y is 0 on the diagonal.
+            b, a, c = np.nonzero((broken > VIOLATED) & upper)
+            places.append(np.stack([b + start, a, c]))
+            amounts.append(broken[b, a, c])
+        b, a, c = np.concatenate(places, axis=1)
         if not len(b):
             return None
         if len(b) > most:
             if weight is None:
-                badness = broken[b, a, c]
+                badness = np.concatenate(amounts)
             else:
                 badness = np.minimum(np.minimum(weight[a, b], weight[b, c]), weight[a, c])
             worst = np.argpartition(-badness, most)[:most]

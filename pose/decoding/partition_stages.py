@@ -68,8 +68,10 @@ def _released(
     """The answer to `part` in terms of the whole problem."""
     option, person = option.copy(), np.full_like(person, NONE)
     for number, options in enumerate(held):
-        # A person costs less than nobody, or the stage before would not have answered it: it is always taken.
-        person[problem.owner[options]] = answer.person[number]
+        members = problem.owner[options]
+        person[members] = answer.person[number]
+        if answer.option[number] == NONE:  # only somebody who is worth nothing
+            option[members] = NONE
     taken = answer.option[len(held) :]
     chosen = fresh[taken[taken != NONE] - len(held)]
     option[problem.owner[chosen]] = chosen

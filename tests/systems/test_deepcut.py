@@ -511,6 +511,16 @@ def test_the_highest_of_a_disc_agrees_with_a_loop():
                 assert torch.equal(found[:, row, column], wanted)
 
 
+def test_of_certain_neighbours_the_more_certain_one_is_the_candidate():
+    """Both probabilities are 1 as far as a float can say."""
+    system = tiny()
+    outputs = perfect(system, scene(LSP14, [0]))
+    outputs["scores"][0, 3, 5, 5:7] = torch.tensor([30.0, 20.0])
+    (solved,) = system.solve(outputs)
+    assert solved.candidates.cell.tolist() == [5 * CELLS + 5]
+    assert solved.candidates.probability.tolist() == [1.0]
+
+
 def test_the_graphs_contraction_finds_the_people_that_the_search_finds():
     system = tiny()
     batch = scene(LSP14, [2, 0, 4])
