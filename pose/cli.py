@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from pose.commands import config, data, registry, systems
-from pose.commands.models import evaluate, export
+from pose.commands.models import evaluate, export, import_
 from pose.commands.predict import predict
 from pose.commands.training import train, train_all
 from pose.errors import PoseError
@@ -72,6 +72,7 @@ app.command()(train)
 app.command("train-all")(train_all)
 app.command()(evaluate)
 app.command()(export)
+app.command("import")(import_)
 app.command()(predict)
 app.add_typer(registry.app, name="registry")
 

@@ -17,6 +17,8 @@ from pose import config_loading
 from pose.cli import app
 from pose.config import ROOT
 from pose.errors import ConfigError, DataError, ExportError, RegistryError, TrainingError
+from pose.skeleton import LSP14
+from pose.systems import create
 
 HEAVY = ("torch", "mlflow", "ray", "prefect", "dvc", "onnxruntime", "matplotlib", "numpy", "pydantic")
 
@@ -218,3 +220,46 @@ def test_empty_registry_is_an_empty_list(elsewhere: Path) -> None:
     missing = invoke("registry", "trace", "pose-nothing@champion")
     assert missing.exit_code == RegistryError.exit_code
     assert "pose-nothing" in missing.stderr
+
+
+# ---------------------------------------------------------------- official weights
+
+
+def test_a_release_becomes_a_bundle_that_answers_as_it_does(elsewhere: Path) -> None:
+    import torch
+
+    from pose.inference.weights import trained
+    from pose.official import taken_over
+
+    small = {"depth": 18, "input_size": [64, 64], "deconvolutions": [8], "flip_test": True}
+    params = yaml.safe_load((elsewhere / "params.yaml").read_text())
+    params["systems"]["simple_baseline"] |= small
+    params["export"] |= {"parity_images": 4, "latency_runs": 1, "tolerance_px": 32}
+    (elsewhere / "params.yaml").write_text(yaml.safe_dump(params))
+    for word in ("fetch", "prepare"):
+        assert invoke("data", word, "demo").exit_code == 0
+    block = config_loading.load(root=elsewhere).systems["simple_baseline"]
+    torch.manual_seed(0)
+    theirs = create("simple_baseline", block, LSP14).network
+    torch.nn.init.normal_(theirs.final_layer.weight, std=1.0)
+    buffers = ("input_gain", "input_shift")
+    state = {f"module.{key}": value for key, value in theirs.state_dict().items() if key not in buffers}
+    release, out = elsewhere / "release.pth.tar", elsewhere / "bundle"
+    torch.save({"epoch": 140, "state_dict": state}, release)
+
+    done = invoke("import", "simple_baseline", str(release), "--out", str(out), "--dataset", "demo", "--json")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["parity_images"] > 0
+    ours, wanted = trained(out).system, taken_over("simple_baseline", block, LSP14, release)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(ours.network(images)["maps"], wanted.network(images)["maps"])
+        assert torch.equal(ours.joints(ours.network(images)).keypoints, wanted.joints(wanted.network(images)).keypoints)
+
+    strange = invoke("import", "baseline1", str(release), "--out", str(elsewhere / "other"), "--dataset", "demo")
+    assert strange.exit_code == ConfigError.exit_code
+    assert "no official release" in strange.stderr
+    release.write_bytes(b"no checkpoint")
+    broken = invoke("import", "simple_baseline", str(release), "--out", str(elsewhere / "other"), "--dataset", "demo")
+    assert broken.exit_code == TrainingError.exit_code
+    assert str(release) in "".join(broken.stderr.split("\n"))

@@ -1,4 +1,4 @@
-"""`pose evaluate` and `pose export`: figures and files of one trained model."""
+"""`pose evaluate`, `pose export` and `pose import`: figures and files of one trained model."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from pose.commands.options import Json, Profile, Set, dataset_params, load_param
 from pose.commands.output import print_json, print_table
 
 if TYPE_CHECKING:
-    from pose.config import Params
+    from pose.config import CropParams, Params
     from pose.evaluation import Evaluation
+    from pose.systems.base import System
 
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="models:/NAME@ALIAS, models:/NAME/VERSION, a bundle or training folder.")
@@ -62,10 +63,6 @@ def export(
     Parity is measured on real evaluation pictures; a file that fails it is not kept (exit code 5).
     Example: `pose export runs/training/vgg19-0a1b2c3d4e5f --out vgg19-bundle`
     """
-    from dataclasses import asdict
-
-    from pose.data.shards import Split
-    from pose.export import export as export_model
     from pose.inference.weights import trained
 
     params = load_params(profile, set_)
@@ -74,17 +71,67 @@ def export(
     folder = model_folder(model, profile, set_)
     _require_replaceable(out, folder)
     source = trained(folder)
-    split = Split.open(prepared_folder(name), params.evaluation.split)
-    report = export_model(
-        source.name, source.system, source.weights, split, source.crop, out, params.export, params.training.threads
-    )
+    _export(source.name, source.system, source.weights, source.crop, out, name, params, json)
+
+
+def import_(
+    system: Annotated[str, typer.Argument(metavar="SYSTEM", help="A name under `systems` in params.yaml.")],
+    weights: Annotated[Path, typer.Argument(help="The release's checkpoint: .pth, .pth.tar, .pt or .safetensors.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the bundle.")],
+    dataset: OnDataset = None,
+    profile: Profile = None,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Take over the weights of a system's official release, as a bundle that evaluates and predicts like any other.
+
+    Sizes and joints have to be the release's: the joints are the dataset's, which also shows on which pictures the
+    bundle says what the network says. Nothing in the file is executed. Example:
+    `pose import simple_baseline pose_resnet_50_256x192.pth.tar --out sb50 -d coco --set
+    systems.simple_baseline.recipe=paper`
+    """
+    import tempfile
+
+    from safetensors.torch import save_file
+
+    from pose.commands.systems import known_system
+    from pose.data.shards import describe
+    from pose.official import taken_over
+    from pose.skeleton import skeleton_named
+
+    params = load_params(profile, set_)
+    known_system(params, system)
+    name = dataset or params.dataset
+    dataset_params(name)
+    _require_replaceable(out, weights)
+    info = describe(prepared_folder(name))
+    loaded = taken_over(system, params.systems[system], skeleton_named(info.skeleton), weights)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.safetensors"
+        save_file({key: tensor.contiguous().clone() for key, tensor in loaded.network.state_dict().items()}, file)
+        _export(system, loaded, file, info.crop, out, name, params, json)
+
+
+def _export(
+    name: str, system: System, weights: Path, crop: CropParams, out: Path, dataset: str, params: Params, json: bool
+) -> None:
+    """Writes the bundle, checked on the dataset's evaluation split, and says what came of it."""
+    from dataclasses import asdict
+
+    from pose.data.scenes import SceneSplit
+    from pose.data.shards import Split
+    from pose.export import export as export_model
+
+    opened = SceneSplit if system.view == "scene" else Split
+    split = opened.open(prepared_folder(dataset), params.evaluation.split)
+    report = export_model(name, system, weights, split, crop, out, params.export, params.training.threads)
     if json:
         print_json(asdict(report))
         return
     parity = ", ".join(f"{kind} {distance:.2g} px" for kind, distance in report.parity_px.items())
     typer.echo(
         f"{out}: apart from the network by {parity} at most on {report.parity_images} pictures\n"
-        f"{report.latency_ms:.2f} ms for one picture, {report.throughput:.0f} pictures/s in batches of 16\n"
+        f"{report.latency_ms:.2f} ms for one picture, {report.throughput:.3g} pictures/s in batches of {report.batch}\n"
         f"next: pose predict --model {out} PICTURES"
     )
 

@@ -44,7 +44,7 @@ def quarter(maps: Tensor) -> tuple[Tensor, Tensor]:
     inner = (column > 1) & (column < width - 1) & (row > 1) & (row < height - 1)
     # Edge cells read anything here: they are not moved.
     index = torch.where(inner, row * width + column, width + 1)
-    near = torch.stack([index + 1, index - 1, index + width, index - width], dim=2)
+    near = torch.stack([index + 1, index - 1, index + width, index - width], dim=2).clamp(0, height * width - 1)
     right, left, below, above = maps.flatten(2).gather(2, near).unbind(dim=2)
     offset = torch.stack([(right - left).sign(), (below - above).sign()], dim=2) * inner[..., None]
     return cells + 0.5 + 0.25 * offset, values

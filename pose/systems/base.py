@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pose.config import PhaseParams, SystemParams
 from pose.data import augment, scenes
 from pose.data.batch import Batch
+from pose.errors import ConfigError
 from pose.people import People
 from pose.skeleton import Skeleton
 
@@ -66,6 +67,10 @@ class System(ABC):
 
     loss_terms: ClassVar[tuple[str, ...]]
     """Names that `loss` returns, for phases to weigh."""
+
+    def load_official(self, state: Mapping[str, Any]) -> None:
+        """Takes the weights of the system's official release, whole. ConfigError where there is none that fits ours."""
+        raise ConfigError(f"{self.card.title} has no official release whose weights this program could take over")
 
     def begin_phase(self, phase: PhaseParams, batches: Callable[[], Iterator[Any]] | None) -> None:  # noqa: B027
         """Called on every rank before a phase's first step, the network in evaluation mode with its weights so far.

@@ -133,11 +133,11 @@ class PersonDetector(System):
         """One row per person found, in pixels of the original images, image after image."""
         return to_people(self.people(outputs), batch)
 
-    def load_official(self, state: Mapping[str, Tensor], eps: float = 1e-5) -> None:
+    def load_official(self, state: Mapping[str, Tensor], eps: float = 0.0) -> None:
         """Takes a state_dict of torchvision's fasterrcnn_resnet50_fpn or keypointrcnn_resnet50_fpn; needs norm: batch.
 
-        Of several classes background and person (0 and 1) are kept. eps: what that model adds to its variances;
-        torchvision's COCO_V1 releases have 0, everything else 1e-5. Raises TrainingError where it misfits.
+        Of several classes background and person (0 and 1) are kept. eps: what that model adds to its variances:
+        0 in torchvision's COCO_V1 releases, 1e-5 in what its code trains anew. Raises TrainingError where it misfits.
         """
         ours = self.network.state_dict()
         taken = {}

@@ -26,7 +26,7 @@ def per_joint(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return positions, values
 
 
-@pytest.mark.parametrize("shape", [(4, 17, 64, 48), (3, 5, 7, 9), (200, 3, 4, 5)])
+@pytest.mark.parametrize("shape", [(4, 17, 64, 48), (3, 5, 7, 9), (200, 3, 4, 5), (9, 3, 2, 2)])
 def test_quarter_is_the_release_s_on_noise_with_peaks_at_every_edge(shape):
     maps = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     maps[0, 0] = -1 - np.abs(maps[0, 0])
