@@ -2,7 +2,7 @@
 
     python -m benchmarks.partition
 
-local   `pose.decoding.partition.local_search`: seconds, and how far its value is above the optimum
+local   `pose.decoding.partition_search.local_search`: seconds, and how far its value is above the optimum
 exact   `pose.decoding.partition_exact.solve`: seconds until the gap is 0, local search included where it is needed, and
         the gap that is left where a minute was not enough
 
@@ -26,8 +26,9 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from pose.decoding.partition import NONE, Problem, local_search
+from pose.decoding.partition import NONE, Problem
 from pose.decoding.partition_exact import solve
+from pose.decoding.partition_search import local_search
 from pose.progress import say, track
 
 T = TypeVar("T")

@@ -16,8 +16,9 @@ from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse import csr_array, vstack
 from scipy.sparse.csgraph import connected_components
 
-from pose.decoding.partition import NONE, Partition, Problem, local_search
+from pose.decoding.partition import NONE, Partition, Problem
 from pose.decoding.partition_program import Program
+from pose.decoding.partition_search import local_search
 
 CUTS = 100
 """Most constraints added in one round, per candidate."""

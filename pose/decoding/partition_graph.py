@@ -1,8 +1,8 @@
 """People from candidates: how a partition becomes joints, and a contraction in pure tensor code for exported graphs.
 
-What a graph can hold is the greedy part of pose.decoding.partition: candidates are joined two by two where both attract
-each other most, many pairs at a time. It has no moves afterwards and no proof; `pose predict` from trained weights and
-evaluation do better.
+What a graph can hold is the greedy part of pose.decoding.partition_search: candidates are joined two by two where both
+attract each other most, many pairs at a time. It has no moves afterwards and no proof; evaluation and `pose predict`
+from trained weights do better.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ probabilities by logistic regression; partition and labelling with a proven gap
 
 Source: Pishchulin et al., CVPR 2016 (the program); Insafutdinov et al., ECCV 2016 (the network, the pairwise terms,
 inference in stages) and the behaviour of the authors' releases. Theirs takes minutes to hours per image with a
-commercial solver; see pose.decoding.partition and partition_exact for what stands here instead. Where pixels are tied
-to people of 400 px height there, they are shares of a person's box or standard deviations of the data here, and
-candidates of one kind are suppressed within 2 cells rather than 5: the program joins what is double.
+commercial solver; pose.decoding.partition_search and partition_exact stand here instead. Where pixels are tied to
+people of 400 px height there, they are shares of a person's box or standard deviations of the data here, and candidates
+of one kind are suppressed within 2 cells rather than 5: the program joins what is double.
 
 Training has two parts. Before the detector's phase the offsets' means and deviations are taken from the training
 split. Before the phase that trains `calibration`, the pairwise regressions are fitted to what the detector finds in

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from pose.decoding import partition_exact
-from pose.decoding.partition import NONE, Partition, Problem, contracted, local_search
+from pose.decoding.partition import NONE, Partition, Problem
 from pose.decoding.partition_exact import components, solve
+from pose.decoding.partition_search import contracted, local_search
 from pose.decoding.partition_stages import solve_in_stages
 
 AMPLE = 30.0

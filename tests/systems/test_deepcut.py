@@ -19,7 +19,8 @@ from pose.data.batch import IGNORE_STRIDE, SceneBatch
 from pose.data.scenes import SceneLoader, SceneRow, SceneSplit, mask_shape, write_scenes
 from pose.decoding import partition_graph
 from pose.decoding.candidates import highest_around
-from pose.decoding.partition import Problem, local_search
+from pose.decoding.partition import Problem
+from pose.decoding.partition_search import local_search
 from pose.errors import ConfigError, PoseError
 from pose.export import export
 from pose.inference.scene_model import SceneModel
