@@ -4,10 +4,11 @@
    from a parabola through the logarithms along x and along y, which is exact for a Gaussian.
 2. Links: for each limb and each pair of candidates of its two joints, the field is read at `points` places, ends
    included, bicubically (a = -0.75, edges repeated) from the maps as they are. With s the mean of the field along the
-   limb and l its length, the link's score is s + min(longest * longer side of the map / l - 1, 0). It counts if at
-   least `share` of the places have more than `along` and the score is positive. (The places, the length penalty and
-   the acceptance are those of the public Python decoder, which wants 9 of 10 and reads maps enlarged eight times; the
-   official C++ decoder wants 7 of 10 of fields rounded to whole cells.)
+   limb over the `weakest` share of the places and l its length, the link's score is
+   s + min(longest * longer side of the map / l - 1, 0). It counts if at least `share` of the places have more than
+   `along` and the score is positive. (The places, the length penalty and the acceptance are those of the public Python
+   decoder, which wants 9 of 10, takes the mean of all, and reads maps enlarged eight times; the official C++ decoder
+   wants 7 of 10 of fields rounded to whole cells. In crowds the weakest places tell a limb from a chance alignment.)
 3. Matching: per limb greedily, best score first, each candidate at most once.
 4. Assembly: limb by limb in the layout's order, a link joins the two parts it touches unless both have a joint of one
    kind: then it is dropped. (Public decoders overwrite a joint there, or start another person with it, which splits
@@ -47,6 +48,7 @@ class GroupingParams(Strict):
     points: Count = Field(description="places on a limb at which the field is read")
     along: NonNegative = Field(description="of the field along the limb at a place that counts")
     share: Fraction = Field(description="of the places, that count on a limb")
+    weakest: Fraction = Field(description="share of the places, the lowest, whose mean a limb is scored by")
     longest: Positive = Field(description="share of the map's longer side from which on length lowers a limb's score")
     min_joints: Count
     min_score: Fraction
@@ -55,6 +57,11 @@ class GroupingParams(Strict):
     def enough(self) -> int:
         """Places that count on a limb."""
         return max(1, math.ceil(self.share * self.points - 1e-9))
+
+    @property
+    def scored(self) -> int:
+        """Places that a limb is scored by."""
+        return max(1, math.ceil(self.weakest * self.points - 1e-9))
 
 
 @dataclass(frozen=True)
@@ -205,7 +212,8 @@ def links(candidates: Candidates, fields: np.ndarray, limbs: np.ndarray, joints:
         dots[going, chosen] = dot
         missed[going] += (dot <= rules.along).sum(axis=1)
         going = going[missed[going] <= may_miss]
-    scores = dots[going].mean(axis=1) + np.minimum(rules.longest * max(height, width) * scale[going] - 1, 0)
+    weak = np.sort(dots[going], axis=1)[:, : rules.scored].mean(axis=1)
+    scores = weak + np.minimum(rules.longest * max(height, width) * scale[going] - 1, 0)
     counts = going[scores > 0]
     return Links(limb[counts], starts[counts], ends[counts], scores[scores > 0])
 

@@ -93,7 +93,8 @@ def links(
     ).reshape(count, 2, most, most, rules.points)  # fmt: skip
     unit = offset * scale[..., None]
     dots = read[:, 0] * unit[..., 0, None] + read[:, 1] * unit[..., 1, None]
-    scores = dots.mean(dim=3) + (rules.longest * max(height, width) * scale - 1).clamp(max=0)
+    weak = dots.topk(rules.scored, dim=3, largest=False).values.mean(dim=3)
+    scores = weak + (rules.longest * max(height, width) * scale - 1).clamp(max=0)
     enough = (dots > rules.along).sum(dim=3) >= rules.enough
     counts = enough & (scores > 0) & (length > 0) & real[a][:, :, None] & real[b][:, None]
     return torch.where(counts, scores, 0.0)

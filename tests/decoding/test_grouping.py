@@ -70,7 +70,9 @@ def plain_group(heats, fields, limbs, order, sigma, r):
                     x, y = start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1])
                     vx, vy = plain_bicubic(fields[2 * limb : 2 * limb + 2], x, y)
                     dots.append(vx * ux + vy * uy)
-                score = sum(dots) / len(dots) + min(r.longest * max(height, width) / length - 1, 0)
+                score = np.mean(sorted(dots)[: math.ceil(r.weakest * r.points)]) + min(
+                    r.longest * max(height, width) / length - 1, 0
+                )
                 if sum(dot > r.along for dot in dots) >= r.share * r.points and score > 0:
                     pairs.append((score, i, j))
         used_a, used_b = set(), set()
@@ -173,7 +175,15 @@ def test_the_loop_finds_the_same_people(skeleton, count, noise):
 
 @pytest.mark.parametrize(
     "change",
-    [{"share": 1.0}, {"share": 0.3}, {"along": 0.4}, {"points": 5}, {"longest": 0.1}, {"min_joints": 9}],
+    [
+        {"share": 1.0},
+        {"share": 0.3},
+        {"along": 0.4},
+        {"weakest": 1.0},
+        {"points": 5},
+        {"longest": 0.1},
+        {"min_joints": 9},
+    ],
     ids=str,
 )
 def test_the_loop_agrees_at_other_thresholds(change):
