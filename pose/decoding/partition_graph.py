@@ -43,16 +43,16 @@ def contract(unary: Tensor, pair: Tensor, valid: Tensor) -> Tensor:
     off = 1 - torch.eye(count, dtype=pair.dtype, device=pair.device)
     costs = pair * off * (valid[:, None] & valid[None])
     between = costs
-    member = torch.eye(count, dtype=pair.dtype, device=pair.device)
     numbers = torch.arange(count, device=pair.device)
+    person = numbers
     for _ in range(ROUNDS):
         least, nearest = between.min(dim=1)
         mutual = (least < 0) & (nearest[nearest] == numbers)
         leader = torch.where(mutual, torch.minimum(nearest, numbers), numbers)
         joined = (leader[:, None] == numbers).to(pair.dtype)
-        member = member @ joined
+        person = leader[person]
         between = (joined.T @ between @ joined) * off
-    member = member * valid[:, None]
+    member = ((person[:, None] == numbers) & valid[:, None]).to(pair.dtype)
     total = member.T @ torch.where(valid, unary, 0.0) + ((costs @ member) * member).sum(dim=0) / 2
     return member * (total < 0)
 
