@@ -39,7 +39,7 @@ class Stages(nn.Module):
         order, signs = layout.field_mirror if flip_test else (np.zeros(0, np.int64), np.zeros(0, np.float32))
         self.register_buffer("joint_mirror", torch.tensor(layout.joint_mirror.tolist()), persistent=False)
         self.register_buffer("field_mirror", torch.tensor(order.tolist(), dtype=torch.int64), persistent=False)
-        self.register_buffer("field_signs", torch.tensor(signs.tolist()).view(1, 1, -1, 1, 1), persistent=False)
+        self.register_buffer("field_signs", torch.tensor(signs.tolist()), persistent=False)
 
     def maps(self, images: Tensor) -> Maps:
         """Fields [B, 2L, h, w] and heats [B, K + 1, h, w] of every stage."""
@@ -64,7 +64,7 @@ class Stages(nn.Module):
         outputs = _stacked(self.maps(seen.flip(3) if flip else seen))
         fields, heats = outputs["fields"], outputs["heats"]
         if flip:
-            fields = fields.flip(4)[:, :, self.field_mirror] * self.field_signs
+            fields = fields.flip(4)[:, :, self.field_mirror] * self.field_signs[:, None, None]
             heats = heats.flip(4)[:, :, self.joint_mirror]
         if scale != 1:
             fields, heats = _resized(fields, cells), _resized(heats, cells)

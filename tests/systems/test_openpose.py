@@ -21,6 +21,8 @@ from pose.export_scenes import OUTPUTS, DeployedScene
 from pose.skeleton import COCO17, LSP14, Skeleton
 from pose.systems import create, restore
 from pose.systems.base import multiply_accumulates, parameter_count
+from pose.training import loop
+from pose.training.spec import Outcome, TrainingSpec
 
 VARIANTS = ["two_branch", "shared", "paf_first"]
 SIZE = 96
@@ -430,6 +432,35 @@ def drawn(tmp_path_factory):
     return directory
 
 
+def test_the_engine_trains_validates_and_keeps_it(drawn, tmp_path):
+    weights = {"fields": 1.0, "heats": 1.0}
+    recipe = load().systems["openpose"].model_dump()["recipes"]["modern"] | {
+        "batch_size": 2,
+        "phases": [
+            {"name": "stages", "epochs": 1, "train": ["stages"], "losses": weights},
+            {"name": "maps", "epochs": 1, "train": ["trunk", "stages"], "losses": weights},
+        ],
+    }
+    whole = load()
+    system = tiny("two_branch", recipe="small", recipes={"small": recipe})
+    engine = {"threads": 1, "ray": whole.training.ray.model_dump() | {"workers": 0}}
+    training = type(whole.training).model_validate(whole.training.model_dump() | engine)
+    systems = whole.systems | {"openpose": system.params}
+    params = whole.model_copy(update={"systems": systems, "training": training})
+    spec = TrainingSpec(system="openpose", params=params, data=drawn, data_hash="drawn", storage=tmp_path)
+    loop.train(spec)
+    outcome = Outcome.load(spec.run_dir)
+    assert [record["phase"] for record in outcome.history] == ["stages", "maps"]
+    for record in outcome.history:
+        for part in ("train", "val"):
+            assert {"fields", "heats", "loss"} <= set(record[part])
+            assert np.isfinite(list(record[part].values())).all()
+    restored = restore(tiny("two_branch", seed=5), spec.run_dir / "model.safetensors")
+    batch = restored.prepare(next(SceneLoader(SceneSplit.open(drawn, "val"), 1).batches(np.arange(3), 3, None, 0, 0)))
+    with torch.no_grad():
+        assert restored.decode(restored.forward(restored.network, batch), batch).keypoints.shape[1:] == (14, 2)
+
+
 LEARNING = {
     "trunk": [16, 24, 32], "features": [32, 32], "flip_test": False,
     "two_branch": {"stages": 2, "first": [32, 48], "later": 24, "kernel": 5},
@@ -487,6 +518,7 @@ class Planted(torch.nn.Module):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("skeleton", [LSP14, COCO17], ids=lambda s: s.name)
 def test_exported_graphs_find_who_the_network_finds(skeleton, tmp_path):
     grouping = load().systems["openpose"].grouping.model_copy(update={"candidates": 8})
