@@ -33,6 +33,8 @@ bench: $(STAMP)  ## ratios: engine against a bare loop, loader against per-image
 	@$(BIN)/python -m benchmarks.oks_nms
 	@$(BIN)/python -m benchmarks.oks
 	@$(BIN)/python -m benchmarks.onnx
+	@$(BIN)/python -m benchmarks.grouping
+	@$(BIN)/python -m benchmarks.partition
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .
