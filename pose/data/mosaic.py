@@ -61,14 +61,14 @@ def _mosaics(batch: SceneBatch, rows: Tensor, size: tuple[int, int], skeleton: S
         tile = replace(_at(batch, (rows + place) % len(batch)), augment=own)
         warp, region = _placed(tile, size, point, side)
         warp = views.compose(move, warp)
-        seen = augmentation.colour(normalise(scene_views._source(tile, size).contiguous()), change, normalise)
+        seen = augmentation.colour(normalise(scene_views.shrunk(tile, size).contiguous()), change, normalise)
         step = seen.shape[-1] / batch.images.shape[-1]
-        seen.mul_(scene_views._inside(tile.extents * step, seen.shape[-1], seen.shape[-2])[:, None])
+        seen.mul_(scene_views.within(tile.extents * step, seen.shape[-1], seen.shape[-2])[:, None])
         mine = _covered(back, region, size, 1)
         pixels = pixels + views.sample(seen, views.inverse(warp) * step, size) * mine[:, None]
-        mask = scene_views._ignored(tile, warp, canvas, size)
+        mask = scene_views.ignored_in_view(tile, warp, canvas, size)
         ignored = ignored | (mask & _covered(back, region, size, IGNORE_STRIDE))
-        tile = scene_views._mirrored(tile, change["flip"] > 0, skeleton)
+        tile = scene_views.mirrored_scenes(tile, change["flip"] > 0, skeleton)
         tiles.append(_people(tile, warp, canvas))
     erased = augmentation.erase(pixels, change)
     first = tiles[0]
@@ -81,7 +81,7 @@ def _mosaics(batch: SceneBatch, rows: Tensor, size: tuple[int, int], skeleton: S
 
 def _placed(tile: SceneBatch, size: tuple[int, int], point: Tensor, side: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """[B, 2, 3] stored px to the unmoved mosaic, and [B, 4] xyxy: the part of it that the tile fills."""
-    warp = scene_views._view(tile, size)
+    warp = scene_views.fit_view(tile, size)
     extents = tile.extents * warp[:, [0, 1], [0, 1]].float()
     beyond = extents.new_tensor(side)
     corner = point - extents * (1 - beyond)
@@ -106,7 +106,7 @@ def _covered(back: Tensor, region: Tensor, size: tuple[int, int], stride: int) -
 
 def _people(tile: SceneBatch, warp: Tensor, canvas: Tensor) -> SceneBatch:
     """The tile's people as the mosaic shows them. The tile ends at its scene's edge as a picture does at its own."""
-    shown = scene_views._people(tile, warp, canvas)
+    shown = scene_views.people_in_view(tile, warp, canvas)
     inside = ((tile.keypoints >= 0) & (tile.keypoints <= tile.extents[:, None, None])).all(dim=3)
     corners = tile.boxes[:, :, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(len(tile), -1, 2)
     corners = views.apply(warp, corners).reshape(*tile.people.shape, 4, 2)

@@ -22,8 +22,8 @@ LEAST = 1.0
 
 def plain(batch: SceneBatch, size: tuple[int, int]) -> Tensor:
     """uint8 [B, 3, H, W]: the unaugmented input in whole values, as exported networks take it."""
-    images = _source(batch, size)
-    to_source = views.inverse(_view(batch, size)) * (images.shape[-1] / batch.images.shape[-1])
+    images = shrunk(batch, size)
+    to_source = views.inverse(fit_view(batch, size)) * (images.shape[-1] / batch.images.shape[-1])
     pixels = views.sample(images.float() - views.fill(images), to_source, size) + views.fill(images)
     return pixels.round_().clamp_(0, 255).to(torch.uint8)
 
@@ -38,40 +38,40 @@ def finish(batch: SceneBatch, size: tuple[int, int], skeleton: Skeleton) -> Scen
     extents, and a person without a pixel in view leaves the slot. `augment` is None afterwards.
     """
     normalise = augmentation.normaliser(batch.images.device)
-    warp = _view(batch, size)
+    warp = fit_view(batch, size)
     extents = batch.extents * warp[:, [0, 1], [0, 1]].float()
     if batch.augment is None:
         pixels = normalise(plain(batch, size).contiguous())
     else:
         change = augmentation.named(batch.augment)
-        source = _source(batch, size).contiguous()
+        source = shrunk(batch, size).contiguous()
         step = source.shape[-1] / batch.images.shape[-1]
         seen = augmentation.colour(normalise(source), change, normalise)
-        seen.mul_(_inside(batch.extents * step, seen.shape[-1], seen.shape[-2])[:, None])
+        seen.mul_(within(batch.extents * step, seen.shape[-1], seen.shape[-2])[:, None])
         warp = views.compose(augmentation.movement(change, extents), warp)
         pixels = views.sample(seen, views.inverse(warp) * step, size)
-        pixels.mul_(_inside(extents, *size)[:, None])
+        pixels.mul_(within(extents, *size)[:, None])
         pixels = augmentation.erase(pixels, change)
-        batch = _mirrored(batch, change["flip"] > 0, skeleton)
-    moved = _people(batch, warp, extents)
+        batch = mirrored_scenes(batch, change["flip"] > 0, skeleton)
+    moved = people_in_view(batch, warp, extents)
     return replace(
         moved,
         images=pixels,
         extents=extents,
-        ignored=_ignored(batch, warp, extents, size),
+        ignored=ignored_in_view(batch, warp, extents, size),
         to_original=views.compose(batch.to_original.double(), views.inverse(warp)).float(),
         augment=None,
     )
 
 
-def _view(batch: SceneBatch, size: tuple[int, int]) -> Tensor:
+def fit_view(batch: SceneBatch, size: tuple[int, int]) -> Tensor:
     """[B, 2, 3] float64, stored px to input px: one factor, no shift."""
     scale = (batch.extents.new_tensor(size).double() / batch.extents.double()).amin(dim=1)
     linear = scale[:, None, None] * torch.eye(2, dtype=torch.float64, device=scale.device)
     return torch.cat([linear, torch.zeros_like(linear[:, :, :1])], dim=2)
 
 
-def _source(batch: SceneBatch, size: tuple[int, int]) -> Tensor:
+def shrunk(batch: SceneBatch, size: tuple[int, int]) -> Tensor:
     """uint8: the stored canvases, antialiased to the input's resolution: the same factor for any batch."""
     stored = batch.images.shape[-1]
     factor = max(size) / stored
@@ -79,7 +79,7 @@ def _source(batch: SceneBatch, size: tuple[int, int]) -> Tensor:
     return views.resize(batch.images, (side, side)) if factor < views.WORTHWHILE else batch.images
 
 
-def _inside(extents: Tensor, width: int, height: int) -> Tensor:
+def within(extents: Tensor, width: int, height: int) -> Tensor:
     """[B, height, width] bool: pixels whose centres lie within the extents [B, 2]."""
     columns = torch.arange(width, dtype=torch.float32, device=extents.device) + 0.5
     rows = torch.arange(height, dtype=torch.float32, device=extents.device) + 0.5
@@ -87,7 +87,7 @@ def _inside(extents: Tensor, width: int, height: int) -> Tensor:
     return down[:, :, None] & across[:, None, :]
 
 
-def _mirrored(batch: SceneBatch, flipped: Tensor, skeleton: Skeleton) -> SceneBatch:
+def mirrored_scenes(batch: SceneBatch, flipped: Tensor, skeleton: Skeleton) -> SceneBatch:
     """Left joints become right ones in the rows that are flipped."""
     mirror = torch.from_numpy(skeleton.mirror).to(batch.images.device)
     where = flipped[:, None, None]
@@ -99,7 +99,7 @@ def _mirrored(batch: SceneBatch, flipped: Tensor, skeleton: Skeleton) -> SceneBa
     )
 
 
-def _people(batch: SceneBatch, warp: Tensor, extents: Tensor) -> SceneBatch:
+def people_in_view(batch: SceneBatch, warp: Tensor, extents: Tensor) -> SceneBatch:
     """Keypoints, boxes and areas under the warp, and who is still there."""
     count, slots, joints, _ = batch.keypoints.shape
     keypoints = views.apply(warp, batch.keypoints.reshape(count, -1, 2)).reshape(count, slots, joints, 2)
@@ -124,10 +124,10 @@ def _people(batch: SceneBatch, warp: Tensor, extents: Tensor) -> SceneBatch:
     )
 
 
-def _ignored(batch: SceneBatch, warp: Tensor, extents: Tensor, size: tuple[int, int]) -> Tensor:
+def ignored_in_view(batch: SceneBatch, warp: Tensor, extents: Tensor, size: tuple[int, int]) -> Tensor:
     """bool [B, H / IGNORE_STRIDE, W / IGNORE_STRIDE], read bilinearly: what is mostly ignored is ignored."""
     width, height = (-(-side // IGNORE_STRIDE) for side in size)
     to_cells = views.inverse(warp)
     to_cells = torch.cat([to_cells[:, :, :2], to_cells[:, :, 2:] / IGNORE_STRIDE], dim=2)
     cells = views.sample(batch.ignored[:, None].float(), to_cells, (width, height))[:, 0] > 0.5
-    return cells & _inside(extents / IGNORE_STRIDE, width, height)
+    return cells & within(extents / IGNORE_STRIDE, width, height)

@@ -32,6 +32,7 @@ NUMERIC_CODE = (
     "pose/data/batch.py",
     "pose/data/crops.py",
     "pose/data/loader.py",
+    "pose/data/mosaic.py",
     "pose/data/scene_views.py",
     "pose/data/scenes.py",
     "pose/data/shards.py",
