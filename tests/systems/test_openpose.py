@@ -534,8 +534,11 @@ def test_exported_graphs_find_who_the_network_finds(skeleton, tmp_path):
             wanted = deployed(torch.from_numpy(picture))
         counts.append(len(wanted[0]))
         for run in (onnx_network(tmp_path / "model.onnx", 1, OUTPUTS), exported_network(tmp_path / "model.pt2")):
-            for name, ours, theirs in zip(OUTPUTS, wanted, run(picture), strict=True):
-                np.testing.assert_allclose(theirs, ours, atol=1e-3, err_msg=name)
+            got = run(picture)
+            # People who score alike to the last bits come in any order.
+            mine, other = np.argsort(wanted[0][:, 0].numpy()), np.argsort(got[0][:, 0])
+            for name, ours, theirs in zip(OUTPUTS, wanted, got, strict=True):
+                np.testing.assert_allclose(theirs[other], ours.numpy()[mine], atol=1e-3, err_msg=name)
     assert counts[0] == 0
     assert counts[2] == 3
 
