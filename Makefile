@@ -19,7 +19,7 @@ demo: $(STAMP)  ## train, evaluate, export and register five small networks on d
 	@$(BIN)/python -m pose.cli train-all --profile demo
 
 test: $(STAMP)  ## everything but what is marked slow
-	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadgroup
+	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(STAMP)  ## what needs longer: several Ray workers, a real server
 	@$(BIN)/python -m pytest -q -m slow

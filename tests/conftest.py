@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 import pytest
@@ -25,12 +26,21 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes of `make test` have a core each
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+SHARE_A_STORE = ("test_promote.py", "test_server.py", "test_train_all.py")
+"""Files in tests/flows that need one Prefect server and what one run of the flow left."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Of the processes of `make test`, one runs all of a file's tests, and one all that share the flows' store."""
-    for item in items:
-        shares_store = "server" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("flows" if shares_store else item.nodeid.partition("::")[0]))
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "tests/flows" if file.endswith(SHARE_A_STORE) else file
+
+    return Scheduling(config, log)
 
 
 def mirror_folder() -> Path | None:

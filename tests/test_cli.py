@@ -88,7 +88,7 @@ def test_commands_are_those_that_are_promised() -> None:
     assert set(commands()) == {
         ("data", "fetch"), ("data", "prepare"), ("data", "check"), ("data", "preview"),
         ("systems", "list"), ("systems", "show"), ("config", "show"), ("config", "check"),
-        ("train",), ("train-all",), ("evaluate",), ("export",), ("predict",),
+        ("train",), ("train-all",), ("evaluate",), ("export",), ("import",), ("predict",),
         *(("registry", name) for name in ("list", "show", "promote", "rollback", "history", "trace", "sync")),
     }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -92,7 +93,7 @@ def describe(params: Params, name: str, joints: int) -> dict[str, Any]:
     block = params.systems[name]
     # Sizes need no memory and no arithmetic: the meta device has neither.
     with torch.device("meta"):
-        system = create(name, block, _anonymous(joints))
+        system = create(name, block, _counted(joints))
         parameters, macs = parameter_count(system.network), multiply_accumulates(system)
     return {
         "name": name,
@@ -115,9 +116,12 @@ def side_by_side(size: tuple[int, int]) -> str:
     return f"{size[0]} x {size[1]}"
 
 
-def _anonymous(joints: int) -> Skeleton:
-    """A skeleton of which only the number of joints matters."""
-    from pose.skeleton import Skeleton
+def _counted(joints: int) -> Skeleton:
+    """The skeleton of a dataset with that many joints; where there is none, a chain of them."""
+    from pose.skeleton import COCO17, LSP14, Skeleton
 
+    for known in (LSP14, COCO17):
+        if known.size == joints:
+            return known
     names = tuple(f"joint_{k}" for k in range(joints))
-    return Skeleton(f"{joints}-joints", names, (), (), (), (names[0], names[-1]), None, None)
+    return Skeleton(f"{joints}-joints", names, tuple(pairwise(names)), (), (), (names[0], names[-1]), None, None)
