@@ -30,6 +30,16 @@ SHARE_A_STORE = ("test_promote.py", "test_server.py", "test_train_all.py")
 """Files in tests/flows that need one Prefect server and what one run of the flow left."""
 
 
+LONG = ("test_ray.py", "test_deployment.py", "test_dvc.py", "test_resume.py")
+"""Files that would keep one process at work when the others have finished, were they not begun first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first where there are several processes."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.path.name not in LONG)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Of the processes of `make test`, one runs all of a file's tests, and one all that share the flows' store."""
