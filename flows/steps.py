@@ -38,7 +38,7 @@ from pose.training import Outcome, TrainingSpec
 EVALUATING_CODE = (
     "pose/metrics/*.py", "pose/evaluate*.py", "pose/evaluation.py", "pose/predictions.py", "pose/protocol.py",
     "pose/decoding/oks_nms.py", "pose/export.py", "pose/card.py", "pose/bundle.py",
-    "pose/registry/packaging.py", "pose/people.py", "pose/inference/weights.py",
+    "pose/registry/packaging.py", "pose/people.py", "pose/found.py", "pose/inference/weights.py",
 )  # fmt: skip
 """Source files that decide what a registered bundle holds besides its trained weights."""
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pose.found import Found
 from pose.layers.regions import survivors
 from pose.layers.yolo import COMMON
 
@@ -47,26 +48,11 @@ class Limits:
     """How far from a pose's joint a keypoint object may be, times the square root of the pose's box area."""
 
 
-@dataclass(frozen=True)
-class Found:
-    """The people found in B images, R in all, in pixels of the input; those of an image by falling score."""
-
-    image: Tensor
-    """[R] int64, which of the B."""
-    boxes: Tensor
-    """[R, 4] xyxy within the input."""
-    scores: Tensor
-    """[R] in [0, 1], objectness times class."""
-    keypoints: Tensor
-    """[R, K, 2]."""
-    confidences: Tensor
-    """[R, K] in [0, 1]: of the keypoint object that a joint is from, or the person's."""
-
-
 def find(objects: Tensor, size: tuple[int, int], limits: Limits) -> Found:
     """The people among objects [B, N, 5 + (1 + K) + 2 K] (x, y, w, h px, objectness, classes, joints px).
 
-    size: width and height of the input. An object is of its likeliest class alone.
+    size: width and height of the input. An object is of its likeliest class alone, its score is objectness times class.
+    A joint's confidence is that of the keypoint object it is from, or the person's.
     """
     parts = [_find(rows, size, limits) for rows in objects]
     image = torch.cat([torch.full_like(scores, i, dtype=torch.int64) for i, (_, scores, _, _) in enumerate(parts)])

@@ -7,31 +7,14 @@ from trained weights do better.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from pose.decoding.candidates import Candidates
+from pose.found import Found, boxes_around
 
 ROUNDS = 24
 """A joint more per round is the slowest a person grows, so this is enough for any skeleton with few double joints."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """R people in B images, in pixels of the input; those of an image by falling score."""
-
-    image: Tensor
-    """[R] int64, which of the B."""
-    boxes: Tensor
-    """[R, 4] xyxy, around the joints that were found."""
-    scores: Tensor
-    """[R] in [0, 1], the mean of the confidences over all kinds of joints."""
-    keypoints: Tensor
-    """[R, K, 2]; of a joint that was not found the middle of the person's others."""
-    confidences: Tensor
-    """[R, K] in [0, 1], 0 where not found."""
 
 
 def contract(unary: Tensor, pair: Tensor, valid: Tensor) -> Tensor:
@@ -82,7 +65,6 @@ def assemble(candidates: Candidates, member: Tensor, joints: int, least: int) ->
 
 
 def found_in(image: int, keypoints: Tensor, confidences: Tensor, scores: Tensor) -> Found:
-    """The people of one image."""
+    """The people of one image, from what `assemble` gives; joints that were not found change no box."""
     number = torch.full_like(scores, image, dtype=torch.int64)
-    boxes = torch.cat([keypoints.amin(dim=1), keypoints.amax(dim=1)], dim=1)
-    return Found(number, boxes, scores, keypoints, confidences)
+    return Found(number, boxes_around(keypoints), scores, keypoints, confidences)

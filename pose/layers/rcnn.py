@@ -25,6 +25,7 @@ from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, Keypoi
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import clip_boxes_to_image
 
+from pose.found import Found
 from pose.layers.keypoint_maps import confidences, keypoint_loss, peaks
 from pose.layers.regions import Target, match, pool, sample, survivors
 
@@ -59,19 +60,9 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Found:
-    """The people found in B images, R in all, in pixels of the input; those of an image by falling score."""
+class Detected(Found):
+    """People whose keypoints, confidences and logits are zeros without a keypoint head."""
 
-    image: Tensor
-    """[R] int64, which of the B."""
-    boxes: Tensor
-    """[R, 4] xyxy."""
-    scores: Tensor
-    """[R] in [0, 1]."""
-    keypoints: Tensor
-    """[R, K, 2]; zeros without a keypoint head."""
-    confidences: Tensor
-    """[R, K] in [0, 1], the probability around each peak; zeros without a keypoint head."""
     logits: Tensor
     """[R, K], the maps' values at the peaks."""
 
@@ -232,7 +223,7 @@ class Rcnn(nn.Module):
         score, best = score.topk(min(count, score.shape[1]), dim=1)
         return [box[i, best[i][score[i] >= 0]] for i in range(images)]
 
-    def detect(self, dense: dict[str, Any]) -> Found:
+    def detect(self, dense: dict[str, Any]) -> Detected:
         """The people in the images. Pure tensor code; exports for a single image."""
         proposals = self.proposals(dense, self.limits.proposals_test)
         logits, deltas = self._boxes(dense, proposals)
@@ -244,7 +235,7 @@ class Rcnn(nn.Module):
         image = torch.cat([torch.full_like(scores, i, dtype=torch.int64) for i, (_, scores) in enumerate(chosen)])
         keypoints, certain, values = self._joints(dense, [boxes for boxes, _ in chosen])
         boxes, scores = torch.cat([boxes for boxes, _ in chosen]), torch.cat([scores for _, scores in chosen])
-        return Found(image, boxes, scores, keypoints, certain, values)
+        return Detected(image, boxes, scores, keypoints, certain, values)
 
     def _choose(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
         """The detections of one image, [D, 4] and [D]."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
@@ -32,9 +32,10 @@ from pose.data.batch import SceneBatch
 from pose.decoding import partition_exact
 from pose.decoding.candidates import Candidates, describe, find
 from pose.decoding.partition import NONE, Partition, Problem
-from pose.decoding.partition_graph import Found, assemble, contract, found_in
+from pose.decoding.partition_graph import assemble, contract, found_in
 from pose.decoding.partition_stages import solve_in_stages
 from pose.errors import PoseError
+from pose.found import Found, to_people
 from pose.layers.pair_terms import Graph, OffsetStatistics, PairExamples, PairTerms
 from pose.layers.part_detector import STRIDE as CELL
 from pose.layers.part_detector import (
@@ -49,8 +50,8 @@ from pose.layers.part_detector import (
 from pose.layers.resnet import Depth
 from pose.people import People
 from pose.progress import say, track
-from pose.systems.base import Card, Joints, System
-from pose.systems.person_detector import to_people
+from pose.systems.base import Card
+from pose.systems.scene_system import SceneSystem
 
 STRIDE = 16
 """Sides of an input are multiples of this, so that the trunk's cells cover it exactly."""
@@ -134,10 +135,9 @@ class Solved:
     people: Found
 
 
-class DeepCut(System):
+class DeepCut(SceneSystem):
     """Outputs of pose.layers.part_detector.PartDetector."""
 
-    view = "scene"
     Params = DeepCutParams
     loss_terms: ClassVar[tuple[str, ...]] = ("parts", "intermediate", "refinement", "offsets", "calibration")
     card: ClassVar[Card] = Card(
@@ -240,13 +240,6 @@ class DeepCut(System):
     score_floor = 0.0
     """People are reported from this score on."""
 
-    def joints(self, outputs: Any) -> Joints:
-        """Raises PoseError: there is no one person per image; `people` has all of them."""
-        raise PoseError(
-            "DeepCut sees whole scenes and answers with any number of people; its `people` gives them, `joints` is for "
-            "systems that see one person"
-        )
-
     def people(self, outputs: Any) -> Found:
         """Decoding in pure tensor code, so that an exported graph can hold it: greedy contraction and no more."""
         everyone, terms = [], self.detector.terms
@@ -255,7 +248,7 @@ class DeepCut(System):
             unary, pair = _cost(found.probability), -terms.logits(found.part, found.position, found.offsets)
             member = contract(unary, pair, found.valid)
             everyone.append(found_in(image, *assemble(found, member, self.skeleton.size, self.params.min_joints)))
-        return _together(everyone)
+        return Found.together(everyone)
 
     def decode(self, outputs: Any, batch: SceneBatch) -> People:
         """One row per person found, in pixels of the original images, image after image; presence is the confidence."""
@@ -268,9 +261,8 @@ class DeepCut(System):
         """
         solved = self.solve(outputs)
         self._warn(solved, batch.image_ids.tolist())
-        found = _together([each.people for each in solved])
-        found = Found(*(getattr(found, field.name).to(batch.to_original.device) for field in fields(Found)))
-        return to_people(cast(Any, found), batch), np.array([each.gap for each in solved])
+        found = Found.together([each.people for each in solved]).to(batch.to_original.device)
+        return to_people(found, batch), np.array([each.gap for each in solved])
 
     def _warn(self, solved: list[Solved], image_ids: list[int]) -> None:
         most, seconds = self.params.candidates.most, self.params.solver.seconds
@@ -362,7 +354,3 @@ def problem_of(options: Candidates, owner: np.ndarray, logits: Tensor) -> Proble
 def _cost(probability: Tensor) -> Tensor:
     sure = probability.clamp(CERTAIN, 1 - CERTAIN)
     return torch.log((1 - sure) / sure)
-
-
-def _together(everyone: list[Found]) -> Found:
-    return Found(*(torch.cat([getattr(found, field.name) for found in everyone]) for field in fields(Found)))

@@ -17,7 +17,7 @@ paper and from descriptions of what that program does, none of it is used here. 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, cast
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -27,16 +27,13 @@ from pose.config import Count, Fraction, InputSize, Positive, RecipeParams, Stri
 from pose.data.batch import SceneBatch
 from pose.data.mosaic import compose_mosaics
 from pose.errors import PoseError
+from pose.found import Found
 from pose.layers.kapao_loss import fitted_shape, kapao_losses, objects_of
 from pose.layers.weights import COUNTED, load_strictly
 from pose.layers.yolo import STRIDES, Yolo
 from pose.people import People
-from pose.systems.base import Card, Joints, System
-from pose.systems.person_detector import to_people
-
-if TYPE_CHECKING:
-    # torchvision, on whose suppression this stands, takes six seconds to import.
-    from pose.decoding.fusion import Found
+from pose.systems.base import Card
+from pose.systems.scene_system import SceneSystem
 
 Extent = tuple[Positive, Positive]
 
@@ -100,10 +97,9 @@ class KapaoParams(SystemParams):
         return self
 
 
-class Kapao(System):
+class Kapao(SceneSystem):
     """Everyone in a scene and their joints. A joint's score is its keypoint object's, or the person's without one."""
 
-    view = "scene"
     Params: ClassVar[type[SystemParams]] = KapaoParams
     loss_terms: ClassVar[tuple[str, ...]] = ("box", "objectness", "classes", "keypoints")
     card: ClassVar[Card] = Card(
@@ -149,15 +145,9 @@ class Kapao(System):
         anchors = self.yolo.detect.anchors
         return kapao_losses(outputs["levels"], objects, anchors, batch.ignored, self.params.match_ratio)
 
-    def joints(self, outputs: Any) -> Joints:
-        """Raises PoseError: there is no one person per image; `people` has all of them."""
-        raise PoseError(
-            "Kapao sees whole scenes and answers with any number of people; its `people` gives them, "
-            "`joints` is for systems that see one person"
-        )
-
     def people(self, outputs: Any) -> Found:
         """Decoding in pure tensor code, so that an exported graph can hold it."""
+        # torchvision, on whose suppression this stands, takes six seconds to import.
         from pose.decoding.fusion import Limits, find
 
         return find(outputs["objects"], self.params.input_size, Limits(**self.params.fusion.model_dump()))
@@ -175,7 +165,7 @@ class Kapao(System):
                 "can be found in them; the weights are damaged or the training diverged. Restore an earlier "
                 "checkpoint, or train with a lower learning rate or a clip_norm."
             )
-        return to_people(self.people(outputs), batch)  # type: ignore[arg-type]
+        return super().decode(outputs, batch)
 
     def load_official(self, state: Mapping[str, Any]) -> None:
         """Takes the state_dict of a release (pose.layers.pickled_tensors reads it), or a dictionary around it.

@@ -18,7 +18,6 @@ and limbs more, without which a network from scratch spends its first epochs on 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
@@ -32,13 +31,14 @@ from pose.data.batch import SceneBatch
 from pose.decoding import grouping, grouping_graph
 from pose.decoding.grouping import GroupingParams
 from pose.errors import ConfigError, PoseError, TrainingError
+from pose.found import Found, boxes_around, to_people
 from pose.layers.openpose_stages import FieldsFirst, TwoBranch
 from pose.layers.paf import Layout, confidence_targets, field_targets
 from pose.layers.weights import load_strictly
 from pose.people import People
 from pose.skeleton import Skeleton
-from pose.systems.base import Card, Joints, System
-from pose.systems.person_detector import to_people
+from pose.systems.base import Card
+from pose.systems.scene_system import SceneSystem
 
 PREFIXES = ("module.", "model.")
 """That wrappers put before the names of weights: DataParallel and the public trainer."""
@@ -110,26 +110,9 @@ class OpenPoseParams(SystemParams):
         return self
 
 
-@dataclass(frozen=True)
-class Found:
-    """The people found in B images, R in all, in pixels of the input; those of an image by falling score."""
-
-    image: Tensor
-    """[R] int64, which of the B."""
-    boxes: Tensor
-    """[R, 4] xyxy, around the joints that were found."""
-    scores: Tensor
-    """[R] in [0, 1]."""
-    keypoints: Tensor
-    """[R, K, 2]; of a joint that was not found the middle of the person's others."""
-    confidences: Tensor
-    """[R, K] in [0, 1], 0 where not found."""
-
-
-class OpenPose(System):
+class OpenPose(SceneSystem):
     """Outputs {"fields": [B, S, 2L, h, w], "heats": [B, T, K + 1, h, w]}: stages, of which the last is decoded."""
 
-    view = "scene"
     Params = OpenPoseParams
     loss_terms: ClassVar[tuple[str, ...]] = ("fields", "heats")
     card: ClassVar[Card] = Card(
@@ -199,13 +182,6 @@ class OpenPose(System):
         """People are reported from this score on."""
         return self.params.grouping.min_score
 
-    def joints(self, outputs: Any) -> Joints:
-        """Raises PoseError: there is no one person per image; `people` has all of them."""
-        raise PoseError(
-            "OpenPose sees whole scenes and answers with any number of people; its `people` gives them, `joints` is "
-            "for systems that see one person"
-        )
-
     def last_maps(self, outputs: Any) -> tuple[Tensor, Tensor]:
         """Heats [B, K, h, w] of the layout's joints, without background, and fields [B, 2L, h, w], float32."""
         return outputs["heats"][:, -1, :-1].float(), outputs["fields"][:, -1].float()
@@ -244,15 +220,14 @@ class OpenPose(System):
         columns = (np.concatenate([getattr(found, name) for found in each]) for name in ("keypoints", "confidences"))
         scores = np.concatenate([found.groups.scores for found in each])
         rows = (torch.from_numpy(column).to(device) for column in (image, *columns, scores))
-        return to_people(cast(Any, self._found(*rows)), batch)
+        return to_people(self._found(*rows), batch)
 
     def _found(self, image: Tensor, keypoints: Tensor, confidences: Tensor, scores: Tensor) -> Found:
         """From cells and the maps' joints [R, K, ...] to pixels of the input and people's joints."""
         order = torch.from_numpy(self.layout.from_maps).to(keypoints.device)
         points = keypoints * self.params.stride
         # Joints that were not found lie in the middle of the others and change no box.
-        boxes = torch.cat([points.amin(dim=1), points.amax(dim=1)], dim=1)
-        return Found(image, boxes, scores, points[:, order], confidences[:, order])
+        return Found(image, boxes_around(points), scores, points[:, order], confidences[:, order])
 
     # ------------------------------------------------------------ weights from elsewhere
 

@@ -12,21 +12,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
-import numpy as np
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from pose.config import Count, Fraction, InputSize, SystemParams
 from pose.data.batch import IGNORE_STRIDE, SceneBatch
-from pose.errors import PoseError
 from pose.layers.weights import COUNTED, load_strictly
-from pose.people import People
-from pose.systems.base import Card, Joints, System
+from pose.systems.base import Card
+from pose.systems.scene_system import SceneSystem
 
 if TYPE_CHECKING:
     # torchvision, on which these stand, takes six seconds to import; only who builds an R-CNN waits for it.
-    from pose.layers.rcnn import Found, Rcnn
+    from pose.layers.rcnn import Detected, Rcnn
     from pose.layers.regions import Target
 
 STRIDE = 32
@@ -57,10 +55,9 @@ class RcnnParams(SystemParams):
         return size
 
 
-class PersonDetector(System):
+class PersonDetector(SceneSystem):
     """Boxes and their scores; keypoints are zeros with scores 0. Also the base of Keypoint R-CNN."""
 
-    view = "scene"
     finds_joints = False
     Params: ClassVar[type[SystemParams]] = RcnnParams
     loss_terms: ClassVar[tuple[str, ...]] = ("objectness", "rpn_box", "classifier", "box")
@@ -117,21 +114,10 @@ class PersonDetector(System):
         network = self.rcnn
         return network.losses(outputs, targets_of(batch), network.limits.proposals_test)
 
-    def joints(self, outputs: Any) -> Joints:
-        """Raises PoseError: there is no one person per image; `people` has all of them."""
-        raise PoseError(
-            f"{type(self).__name__} sees whole scenes and answers with any number of people; its `people` gives them, "
-            "`joints` is for systems that see one person"
-        )
-
-    def people(self, outputs: Any) -> Found:
+    def people(self, outputs: Any) -> Detected:
         """Decoding in pure tensor code, so that an exported graph can hold it."""
         network = self.rcnn
         return network.detect(outputs)
-
-    def decode(self, outputs: Any, batch: Any) -> People:
-        """One row per person found, in pixels of the original images, image after image."""
-        return to_people(self.people(outputs), batch)
 
     def load_official(self, state: Mapping[str, Tensor], eps: float = 0.0) -> None:
         """Takes a state_dict of torchvision's fasterrcnn_resnet50_fpn or keypointrcnn_resnet50_fpn; needs norm: batch.
@@ -164,29 +150,3 @@ def targets_of(batch: SceneBatch) -> list[Target]:
         Target(batch.boxes[i, rows], batch.keypoints[i, rows], batch.labelled[i, rows], batch.ignored[i], IGNORE_STRIDE)
         for i, rows in enumerate(batch.people & wide)
     ]
-
-
-def to_people(found: Found, batch: SceneBatch) -> People:
-    """Maps what was found back to original images; boxes are clipped to them. Presence is the confidence."""
-    affine, size = batch.to_original[found.image].double(), batch.image_sizes[found.image].double()
-    low, high = _apply(affine, found.boxes[:, None, :2])[:, 0], _apply(affine, found.boxes[:, None, 2:])[:, 0]
-    boxes = torch.cat([low.clamp(min=0), torch.minimum(high, size)], dim=1)
-    boxes = torch.cat([torch.minimum(boxes[:, :2], size), boxes[:, 2:].clamp(min=0)], dim=1)
-
-    def array(tensor: Tensor, dtype: type = np.float32) -> np.ndarray:
-        return tensor.detach().cpu().numpy().astype(dtype)
-
-    return People(
-        image_ids=array(batch.image_ids[found.image], np.int64),
-        image_sizes=array(size),
-        keypoints=array(_apply(affine, found.keypoints)),
-        scores=array(found.confidences),
-        presence=array(found.confidences),
-        boxes=array(boxes),
-        person_scores=array(found.scores),
-    )
-
-
-def _apply(affine: Tensor, points: Tensor) -> Tensor:
-    """[R, 2, 3] on [R, P, 2]."""
-    return points.double() @ affine[:, :, :2].transpose(1, 2) + affine[:, None, :, 2]

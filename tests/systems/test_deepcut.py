@@ -23,6 +23,7 @@ from pose.decoding.partition import Problem
 from pose.decoding.partition_search import local_search
 from pose.errors import ConfigError, PoseError
 from pose.export import export
+from pose.found import Found
 from pose.inference.scene_model import SceneModel
 from pose.layers import pair_terms, part_detector
 from pose.layers.pair_terms import OffsetStatistics, PairTerms
@@ -529,8 +530,8 @@ def test_the_graphs_contraction_finds_the_people_that_the_search_finds():
     quick = system.people(outputs)
     slow = [each.people for each in system.solve(outputs)]
     assert quick.image.tolist() == [0, 0, 2, 2, 2, 2]
-    wanted = [torch.cat([getattr(each, field.name) for each in slow]) for field in fields(partition_graph.Found)]
-    got = [getattr(quick, field.name) for field in fields(partition_graph.Found)]
+    wanted = [torch.cat([getattr(each, field.name) for each in slow]) for field in fields(Found)]
+    got = [getattr(quick, field.name) for field in fields(Found)]
     # Those that are equally good stand in any order.
     for answer in (wanted, got):
         order = (1000 * answer[0] + answer[1][:, 0]).argsort()
