@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import subprocess
@@ -13,12 +12,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
+from scene_examples import coarse_noise
 
 from pose.config import CropParams, ExportParams
 from pose.config_loading import load
-from pose.data.scenes import SceneLoader, SceneRow, SceneSplit, fit, mask_shape, write_scenes
+from pose.data.scenes import SceneLoader, SceneSplit
 from pose.errors import ExportError
 from pose.export import ExportReport, export, exported_network, onnx_network
 from pose.export_scenes import OUTPUTS, DeployedScene, check_parity, inputs
@@ -39,20 +38,8 @@ logging.getLogger("torch.__trace").disabled = True
 
 @pytest.fixture(scope="module")
 def split(tmp_path_factory: pytest.TempPathFactory) -> SceneSplit:
-    directory = tmp_path_factory.mktemp("prepared")
-    random = np.random.default_rng(1)
-    rows = []
-    for number, size in enumerate([(90, 70), (60, 120), (200, 80), (64, 64), (96, 64)]):
-        coarse = Image.fromarray(random.integers(0, 256, (6, 6, 3), dtype=np.uint8))
-        stored = fit(size, 96)
-        stream = io.BytesIO()
-        coarse.resize(stored, Image.Resampling.BICUBIC).save(stream, "JPEG", quality=95)
-        nobody = (np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros((0, 14, 3)), np.zeros(0))
-        rows.append(
-            SceneRow(stream.getvalue(), f"im{number}.jpg", number, size, *nobody, np.zeros(mask_shape(stored), bool))
-        )
-    write_scenes(rows, directory, "test", 100, LSP14, 96)
-    return SceneSplit.open(directory, "test")
+    sizes = [(90, 70), (60, 120), (200, 80), (64, 64), (96, 64)]
+    return coarse_noise(tmp_path_factory.mktemp("prepared"), 96, sizes)
 
 
 def trained() -> System:

@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from scene_examples import NOSE, prepared, trained, write_drawn
 from scipy.optimize import minimize
 
-from pose.config import CropParams, ExportParams, SyntheticParams
+from pose.config import CropParams, ExportParams
 from pose.config_loading import load
-from pose.data import scenes, synthetic
-from pose.data.batch import IGNORE_STRIDE, SceneBatch
-from pose.data.scenes import SceneLoader, SceneRow, SceneSplit, mask_shape, write_scenes
+from pose.data import scenes
+from pose.data.scenes import SceneLoader, SceneSplit
 from pose.decoding import partition_graph
 from pose.decoding.candidates import highest_around
 from pose.decoding.partition import Problem
@@ -30,15 +30,12 @@ from pose.layers.pair_terms import OffsetStatistics, PairTerms
 from pose.skeleton import COCO17, LSP14, Skeleton
 from pose.systems import create, restore
 from pose.systems.base import parameter_count
-from pose.training import loop
-from pose.training.spec import Outcome, TrainingSpec
 
 SIZE = 96
 CELLS = SIZE // part_detector.STRIDE
 TINY = {"input_size": SIZE, "depth": 18, "width": 8}
 STEPS = 45
 """After about 40, every person of two scenes is found."""
-NOSE = Skeleton("nose", ("nose",), (), (), (), ("nose", "nose"), None, None)
 APART = Skeleton("apart", ("a", "b", "c", "d"), (("a", "b"), ("c", "d")), (), (), ("a", "b"), None, None)
 
 # pytest listens to every logger, which turns on torch's structured trace of each step of an export.
@@ -68,21 +65,7 @@ def scene(skeleton, people, seed=1, missing=0.0):
     keypoints = middle[None, :, None] + 20 * (torch.rand(count, slots, k, 2, generator=g) - 0.5)
     labelled = (torch.rand(count, slots, k, generator=g) >= missing) & there[..., None]
     low, high = keypoints.amin(dim=2) - 1, keypoints.amax(dim=2) + 1
-    return SceneBatch(
-        images=torch.randn(count, 3, SIZE, SIZE, generator=g),
-        extents=torch.full((count, 2), float(SIZE)),
-        people=there,
-        keypoints=torch.where(labelled[..., None], keypoints, torch.nan),
-        labelled=labelled,
-        presence=labelled.float(),
-        boxes=torch.cat([low, high], dim=2) * there[..., None],
-        areas=(high - low).prod(dim=2) * there,
-        ignored=torch.zeros(count, SIZE // IGNORE_STRIDE, SIZE // IGNORE_STRIDE, dtype=torch.bool),
-        to_original=torch.tensor([[1.0, 0, 0], [0, 1.0, 0]]).repeat(count, 1, 1),
-        sample=torch.arange(count),
-        image_ids=torch.arange(count),
-        image_sizes=torch.full((count, 2), float(SIZE)),
-    )
+    return prepared(torch.randn(count, 3, SIZE, SIZE, generator=g), there, keypoints, labelled, low, high)
 
 
 def perfect(system, batch):
@@ -570,25 +553,7 @@ def test_recipes_that_train_on_after_the_fit_and_odd_canvases_are_refused():
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     """Two scenes of one to three people, as a prepared dataset has them."""
-    directory = tmp_path_factory.mktemp("drawn")
-    params = SyntheticParams(skeleton="lsp14", images=4, width=SIZE, height=SIZE, people=(1, 3), seed=5)
-    rows = []
-    for index in (1, 2):
-        picture, people = synthetic.draw(params, index)
-        stream = io.BytesIO()
-        picture.save(stream, "JPEG", quality=95)
-        boxes = np.array([person["bbox"] for person in people], np.float32)
-        boxes[:, 2:] += boxes[:, :2]
-        keypoints = np.array([person["keypoints"] for person in people], np.float32).reshape(-1, 14, 3)
-        areas = np.array([person["area"] for person in people])
-        nothing = np.zeros(mask_shape((SIZE, SIZE)), bool)
-        ids = np.arange(len(people))
-        rows.append(
-            SceneRow(stream.getvalue(), f"{index}.jpg", index, (SIZE, SIZE), ids, boxes, keypoints, areas, nothing)
-        )
-    for part in ("train", "val", "test"):
-        write_scenes(rows, directory, part, 10, LSP14, SIZE)
-    return directory
+    return write_drawn(tmp_path_factory.mktemp("drawn"), SIZE, (1, 2))
 
 
 def batches_of(split):
@@ -647,22 +612,14 @@ def test_restored_weights_bring_their_pairwise_terms(drawn, learned, tmp_path):
 
 
 def test_the_engine_trains_fits_validates_and_keeps_it(drawn, tmp_path):
-    whole = load()
-    recipe = whole.systems["deepcut"].recipes["modern"].model_dump()
+    recipe = load().systems["deepcut"].recipes["modern"].model_dump()
     for phase in recipe["phases"]:
         phase["epochs"] = 1
     system = tiny(recipes={"modern": recipe | {"batch_size": 1}}, candidates={
         "most": 100, "floor": 0.001, "radius": 2, "labels": "kinds"})  # fmt: skip
-    engine = {"threads": 1, "ray": whole.training.ray.model_dump() | {"workers": 0}}
-    training = type(whole.training).model_validate(whole.training.model_dump() | engine)
-    params = whole.model_copy(update={"systems": whole.systems | {"deepcut": system.params}, "training": training})
-    spec = TrainingSpec(system="deepcut", params=params, data=drawn, data_hash="drawn", storage=tmp_path)
-    loop.train(spec)
-    outcome = Outcome.load(spec.run_dir)
-    assert [record["phase"] for record in outcome.history] == ["detector", "pairwise"]
-    assert all(np.isfinite(list(record["val"].values())).all() for record in outcome.history)
+    outcome = trained("deepcut", system.params, drawn, tmp_path)
     assert outcome.metric == "val/loss"
-    restored = restore(tiny(), spec.run_dir / "model.safetensors")
+    restored = restore(tiny(), outcome.weights)
     assert not torch.equal(restored.detector.terms.mean, tiny().detector.terms.mean)
     assert not torch.equal(restored.detector.terms.weight, tiny().detector.terms.weight)
     assert (restored.detector.calibration.factor != 1).all()

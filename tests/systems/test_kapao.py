@@ -1,6 +1,5 @@
 """KAPAO: the releases' layout, any skeleton, targets that decode to themselves, and people learned by heart."""
 
-import io
 import math
 from dataclasses import replace
 
@@ -10,24 +9,19 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
+from scene_examples import NOSE, noise_scene, trained, write_drawn
 
-from pose.config import SyntheticParams
 from pose.config_loading import load
-from pose.data import synthetic
-from pose.data.batch import IGNORE_STRIDE, SceneBatch
-from pose.data.scenes import SceneLoader, SceneRow, SceneSplit, mask_shape, unlabelled, write_scenes
+from pose.data.scenes import SceneLoader, SceneSplit, unlabelled
 from pose.errors import PoseError, TrainingError
 from pose.layers.kapao_loss import assign, objects_of
 from pose.layers.pickled_tensors import read_state
 from pose.layers.yolo import STRIDES
-from pose.skeleton import COCO17, LSP14, Skeleton
+from pose.skeleton import COCO17, LSP14
 from pose.systems import create, restore
 from pose.systems.base import parameter_count
 from pose.systems.kapao import Kapao
-from pose.training import loop
-from pose.training.spec import Outcome, TrainingSpec
 
-NOSE = Skeleton("nose", ("nose",), (), (), (), ("nose", "nose"), None, None)
 TERMS = Kapao.loss_terms
 SIZE = 128
 TINY = {"input_size": SIZE, "width": 0.125, "recipe": "modern"}
@@ -48,29 +42,7 @@ def tiny(skeleton=LSP14, **changes):
 
 
 def scene(skeleton, people, seed=1):
-    """A prepared batch of noise with so many people in each image; about a third of the joints are not labelled."""
-    g = torch.Generator().manual_seed(seed)
-    count, slots, k = len(people), max(1, *people), skeleton.size
-    low = torch.rand(count, slots, 2, generator=g) * SIZE / 2
-    high = low + 15 + torch.rand(count, slots, 2, generator=g) * SIZE / 3
-    there = torch.arange(slots) < torch.tensor(people)[:, None]
-    labelled = (torch.rand(count, slots, k, generator=g) > 0.3) & there[..., None]
-    keypoints = low[:, :, None] + torch.rand(count, slots, k, 2, generator=g) * (high - low)[:, :, None]
-    return SceneBatch(
-        images=torch.randn(count, 3, SIZE, SIZE, generator=g),
-        extents=torch.full((count, 2), float(SIZE)),
-        people=there,
-        keypoints=torch.where(labelled[..., None], keypoints, torch.nan),
-        labelled=labelled,
-        presence=labelled.float(),
-        boxes=torch.cat([low, high], dim=2) * there[..., None],
-        areas=(high - low).prod(dim=2) * there,
-        ignored=torch.zeros(count, SIZE // IGNORE_STRIDE, SIZE // IGNORE_STRIDE, dtype=torch.bool),
-        to_original=torch.tensor([[1.0, 0, 0], [0, 1.0, 0]]).repeat(count, 1, 1),
-        sample=torch.arange(count),
-        image_ids=torch.arange(count),
-        image_sizes=torch.full((count, 2), float(SIZE)),
-    )
+    return noise_scene(skeleton, people, SIZE, seed)
 
 
 # ---------------------------------------------------------------- the network
@@ -441,25 +413,7 @@ def test_scaled_views_are_in_pixels_of_the_image_and_taken_together():
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     """Three scenes of one to three people, as a prepared dataset has them."""
-    directory = tmp_path_factory.mktemp("drawn")
-    params = SyntheticParams(skeleton="lsp14", images=3, width=SIZE, height=SIZE, people=(1, 3), seed=5)
-    rows = []
-    for index in range(3):
-        picture, people = synthetic.draw(params, index)
-        stream = io.BytesIO()
-        picture.save(stream, "JPEG", quality=95)
-        boxes = np.array([person["bbox"] for person in people], np.float32)
-        boxes[:, 2:] += boxes[:, :2]
-        keypoints = np.array([person["keypoints"] for person in people], np.float32).reshape(-1, 14, 3)
-        areas = np.array([person["area"] for person in people])
-        nothing = np.zeros(mask_shape((SIZE, SIZE)), bool)
-        ids = np.arange(len(people))
-        rows.append(
-            SceneRow(stream.getvalue(), f"{index}.jpg", index, (SIZE, SIZE), ids, boxes, keypoints, areas, nothing)
-        )
-    for part in ("train", "val"):
-        write_scenes(rows, directory, part, 10, LSP14, SIZE)
-    return directory
+    return write_drawn(tmp_path_factory.mktemp("drawn"), SIZE, range(3))
 
 
 def test_the_engine_trains_validates_and_keeps_it(drawn, tmp_path):
@@ -475,20 +429,12 @@ def test_the_engine_trains_validates_and_keeps_it(drawn, tmp_path):
             {"name": "all", "epochs": 1, "train": ["trunk", "neck", "heads"], "losses": dict.fromkeys(TERMS, 1.0)},
         ],
     }
-    whole = load()
     system = tiny(recipe="small", recipes={"small": recipe})
-    engine = {"threads": 1, "ray": whole.training.ray.model_dump() | {"workers": 0}}
-    training = type(whole.training).model_validate(whole.training.model_dump() | engine)
-    params = whole.model_copy(update={"systems": whole.systems | {"kapao": system.params}, "training": training})
-    spec = TrainingSpec(system="kapao", params=params, data=drawn, data_hash="drawn", storage=tmp_path)
-    loop.train(spec)
-    outcome = Outcome.load(spec.run_dir)
-    assert [record["phase"] for record in outcome.history] == ["heads", "all"]
+    outcome = trained("kapao", system.params, drawn, tmp_path)
     for record in outcome.history:
         for part in ("train", "val"):
             assert set(TERMS) < set(record[part])
-            assert np.isfinite(list(record[part].values())).all()
-    restored = restore(tiny(), spec.run_dir / "model.safetensors")
+    restored = restore(tiny(), outcome.weights)
     batch = restored.prepare(next(SceneLoader(SceneSplit.open(drawn, "val"), 1).batches(np.arange(3), 3, None, 0, 0)))
     with torch.no_grad():
         assert restored.decode(restored.forward(restored.network, batch), batch).keypoints.shape[1:] == (14, 2)

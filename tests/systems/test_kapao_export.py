@@ -1,6 +1,5 @@
 """KAPAO's exported files, suppression and fusion within, find the people that the network finds."""
 
-import io
 import logging
 
 import numpy as np
@@ -8,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from scene_examples import coarse_noise
 
 from pose.config import CropParams, ExportParams
 from pose.config_loading import load
-from pose.data.scenes import SceneLoader, SceneRow, SceneSplit, fit, mask_shape, write_scenes
+from pose.data.scenes import SceneLoader
 from pose.export import export, exported_network, onnx_network
 from pose.export_scenes import OUTPUTS, inputs
 from pose.inference.scene_model import SceneModel
@@ -29,20 +29,8 @@ logging.getLogger("torch.__trace").disabled = True
 
 @pytest.fixture(scope="module")
 def split(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("prepared")
-    random = np.random.default_rng(1)
-    rows = []
-    for number, size in enumerate([(90, 70), (60, 120), (200, 80), (64, 64), (128, 64)]):
-        coarse = Image.fromarray(random.integers(0, 256, (6, 6, 3), dtype=np.uint8))
-        stored = fit(size, 128)
-        stream = io.BytesIO()
-        coarse.resize(stored, Image.Resampling.BICUBIC).save(stream, "JPEG", quality=95)
-        nobody = (np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros((0, 14, 3)), np.zeros(0))
-        rows.append(
-            SceneRow(stream.getvalue(), f"im{number}.jpg", number, size, *nobody, np.zeros(mask_shape(stored), bool))
-        )
-    write_scenes(rows, directory, "test", 100, LSP14, 128)
-    return SceneSplit.open(directory, "test")
+    sizes = [(90, 70), (60, 120), (200, 80), (64, 64), (128, 64)]
+    return coarse_noise(tmp_path_factory.mktemp("prepared"), 128, sizes)
 
 
 def answering():
