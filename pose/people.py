@@ -31,6 +31,13 @@ class People:
     """[N, 4] float32, xyxy."""
     person_scores: np.ndarray
     """[N] float32 in [0, 1]."""
+    optimality_gaps: np.ndarray = None  # type: ignore[assignment]
+    """[N] float32: how far the answer for the person's image may be from the optimum, as a share of its bound; 0 is
+    proven. NaN, also where nothing is given, of systems that solve no optimisation problem."""
+
+    def __post_init__(self) -> None:
+        if self.optimality_gaps is None:
+            object.__setattr__(self, "optimality_gaps", np.full(len(self.image_ids), np.nan, np.float32))
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -61,23 +68,24 @@ class People:
     def load(path: Path) -> People:
         """Reads what `save` wrote."""
         with np.load(path, allow_pickle=False) as arrays:
-            return People(**{f.name: arrays[f.name] for f in fields(People)})
+            return People(**{f.name: arrays[f.name] for f in fields(People) if f.name in arrays})
 
     def to_coco_results(self, category_id: int = 1) -> list[dict]:
-        """COCO results JSON: one entry per person, keypoints as x, y, score triples."""
-        triples = np.concatenate([self.keypoints, self.scores[..., None]], axis=2).astype(float)
-        boxes = self.boxes.astype(float)
-        return [
-            {
-                "image_id": int(self.image_ids[n]),
-                "category_id": category_id,
-                "keypoints": [round(value, 3) for value in triples[n].ravel().tolist()],
-                "presence": [round(value, 4) for value in self.presence[n].astype(float).tolist()],
-                "score": round(float(self.person_scores[n]), 5),
-                "bbox": [round(v, 3) for v in _xywh(boxes[n])],
-            }
-            for n in range(len(self))
-        ]
+        """COCO results JSON: one entry per person, keypoints as x, y, score triples; the gap where there is one."""
+        return [self._coco_result(n, category_id) for n in range(len(self))]
+
+    def _coco_result(self, n: int, category_id: int) -> dict:
+        triples = np.concatenate([self.keypoints[n], self.scores[n, :, None]], axis=1).astype(float)
+        result = {
+            "image_id": int(self.image_ids[n]),
+            "category_id": category_id,
+            "keypoints": [round(value, 3) for value in triples.ravel().tolist()],
+            "presence": [round(value, 4) for value in self.presence[n].astype(float).tolist()],
+            "score": round(float(self.person_scores[n]), 5),
+            "bbox": [round(v, 3) for v in _xywh(self.boxes[n].astype(float))],
+        }
+        gap = float(self.optimality_gaps[n])
+        return result if np.isnan(gap) else result | {"optimality_gap": round(gap, 6)}
 
 
 def _xywh(box: np.ndarray) -> list[float]:

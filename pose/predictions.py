@@ -95,7 +95,9 @@ def best_in_each(people: People, truth: People) -> People:
     keypoints[found] = people.keypoints[rows[found]]
     scores[found], presence[found] = people.scores[rows[found]], people.presence[rows[found]]
     person_scores[found] = people.person_scores[rows[found]]
-    return People(truth.image_ids, truth.image_sizes, keypoints, scores, presence, truth.boxes, person_scores)
+    gaps = np.full(len(truth), np.nan, np.float32)
+    gaps[found] = people.optimality_gaps[rows[found]]
+    return People(truth.image_ids, truth.image_sizes, keypoints, scores, presence, truth.boxes, person_scores, gaps)
 
 
 def _cut(

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ def people(count: int, seed: int = 0) -> People:
 
 
 def equal(a: People, b: People) -> bool:
-    return all(np.array_equal(getattr(a, f.name), getattr(b, f.name)) for f in fields(People))
+    return all(np.array_equal(getattr(a, f.name), getattr(b, f.name), equal_nan=True) for f in fields(People))
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
@@ -45,6 +45,23 @@ def test_coco_results_have_triples_and_xywh_boxes() -> None:
     np.testing.assert_allclose(triples[:, 2], one.scores[0], atol=1e-3)
     np.testing.assert_allclose(result["bbox"][2:], [10, 10], atol=1e-2)
     assert (result["image_id"], result["category_id"]) == (7, 1)
+
+
+def test_optimality_gaps_come_with_the_people_of_systems_that_have_them(tmp_path: Path) -> None:
+    without = people(3)
+    assert np.isnan(without.optimality_gaps).all()
+    assert not any("optimality_gap" in result for result in without.to_coco_results())
+    solved = replace(without, optimality_gaps=np.array([0, 0.25, 0.0625], np.float32))
+    solved.save(tmp_path / "people.npz")
+    both = People.concatenate([People.load(tmp_path / "people.npz").select(np.array([1, 2])), without])
+    assert [result.get("optimality_gap") for result in both.to_coco_results()] == [0.25, 0.0625, None, None, None]
+
+
+def test_people_saved_before_there_were_gaps_are_read(tmp_path: Path) -> None:
+    original = people(2)
+    arrays = {f.name: getattr(original, f.name) for f in fields(People) if f.name != "optimality_gaps"}
+    np.savez_compressed(tmp_path / "old.npz", **arrays)
+    assert equal(People.load(tmp_path / "old.npz"), original)
 
 
 def test_pycocotools_reads_the_results() -> None:

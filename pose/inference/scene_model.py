@@ -19,6 +19,7 @@ from pose.inference.weights import Trained, trained
 from pose.people import People
 from pose.skeleton import Skeleton
 from pose.systems import SYSTEMS
+from pose.systems.scene_system import SceneSystem
 
 OUTPUTS = ("boxes", "person_scores", "keypoints", "scores", "presence")
 """Of an exported graph, see pose.export_scenes."""
@@ -39,13 +40,15 @@ class SceneModel:
 
     @staticmethod
     def load(folder: Path) -> SceneModel:
-        """A bundle (its graph) or a finished training folder (its weights).
+        """A bundle (its graph, where that is all of the system's decoding) or a finished training folder (its weights).
 
         Raises ConfigError for a folder that is neither, ExportError for a bundle that does not load, TrainingError
         for a training that has not finished.
         """
         require_model(folder)
-        return _from_bundle(folder) if (folder / "model.json").is_file() else _from_training(trained(folder), folder)
+        if (folder / "model.json").is_file() and _graph_is_whole(folder):
+            return _from_bundle(folder)
+        return _from_training(trained(folder), folder)
 
     def predict(self, images: Sequence[Image.Image], ids: Sequence[int]) -> People:
         """Everyone in these RGB pictures, in their pixels, picture by picture. At least one picture."""
@@ -56,6 +59,11 @@ class SceneModel:
             for image, image_id in zip(images, ids, strict=True)
         ]
         return People.concatenate(parts)
+
+
+def _graph_is_whole(folder: Path) -> bool:
+    system = SYSTEMS.get(describe(folder)["system"])
+    return not (system and issubclass(system, SceneSystem)) or system.graph_is_whole
 
 
 def _from_training(model: Trained, folder: Path) -> SceneModel:

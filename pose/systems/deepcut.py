@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
@@ -239,6 +239,7 @@ class DeepCut(SceneSystem):
 
     score_floor = 0.0
     """People are reported from this score on."""
+    graph_is_whole = False
 
     def people(self, outputs: Any) -> Found:
         """Decoding in pure tensor code, so that an exported graph can hold it: greedy contraction and no more."""
@@ -251,18 +252,16 @@ class DeepCut(SceneSystem):
         return Found.together(everyone)
 
     def decode(self, outputs: Any, batch: SceneBatch) -> People:
-        """One row per person found, in pixels of the original images, image after image; presence is the confidence."""
-        return self.decode_with_gaps(outputs, batch)[0]
+        """One row per person found, in pixels of the original images, image after image; presence is the confidence.
 
-    def decode_with_gaps(self, outputs: Any, batch: SceneBatch) -> tuple[People, np.ndarray]:
-        """The people, and per image [B] how far its answer may be from the optimum: 0 is proven, see Partition.gap.
-
-        Warns where images had more candidates than params allow, and where the exact solve ran out of time.
+        With the gap of each person's image. Warns where images had more candidates than params allow, and where the
+        exact solve ran out of time.
         """
         solved = self.solve(outputs)
         self._warn(solved, batch.image_ids.tolist())
         found = Found.together([each.people for each in solved]).to(batch.to_original.device)
-        return to_people(found, batch), np.array([each.gap for each in solved])
+        gaps = np.array([each.gap for each in solved], np.float32)[found.image.cpu().numpy()]
+        return replace(to_people(found, batch), optimality_gaps=gaps)
 
     def _warn(self, solved: list[Solved], image_ids: list[int]) -> None:
         most, seconds = self.params.candidates.most, self.params.solver.seconds

@@ -327,11 +327,11 @@ def test_perfect_maps_give_back_the_people_exactly(skeleton, changes):
         image_ids=torch.tensor([40, 7, 9]),
         image_sizes=torch.full((3, 2), 220.0),
     )
-    people, gaps = system.decode_with_gaps(perfect(system, batch), batch)
+    people = system.decode(perfect(system, batch), batch)
     assert people.image_ids.tolist() == [40, 40, 9, 9, 9, 9]
-    assert len(gaps) == 3
+    assert (people.optimality_gaps >= 0).all()
     if not changes:
-        assert (gaps == 0).all()
+        assert (people.optimality_gaps == 0).all()
     for image, image_id in ((0, 40), (2, 9)):
         found = people.select(people.image_ids == image_id)
         for person in range(int(batch.people[image].sum())):
@@ -417,8 +417,8 @@ def test_stages_are_head_and_shoulders_then_arms_then_the_rest(skeleton, sizes):
         f"{side}_{joint}" for side in ("left", "right") for joint in ("elbow", "wrist")
     }
     batch = scene(skeleton, [3])
-    people, gaps = system.decode_with_gaps(perfect(system, batch), batch)
-    assert gaps.tolist() == [0]
+    people = system.decode(perfect(system, batch), batch)
+    assert people.optimality_gaps.tolist() == [0, 0, 0]
     wanted = sorted(batch.keypoints[0].flatten(1).tolist())
     np.testing.assert_allclose(sorted(people.keypoints.reshape(3, -1).tolist()), wanted, atol=1e-2)
 
@@ -479,10 +479,9 @@ def test_pictures_of_any_size_are_answered(size):
     picture = Image.new("RGB", size, (90, 90, 90))
     batch = system.prepare(scenes.unlabelled([picture], [8], SIZE, LSP14))
     with torch.no_grad():
-        people, gaps = system.decode_with_gaps(system.forward(system.network, batch), batch)
+        people = system.decode(system.forward(system.network, batch), batch)
     assert len(people) == 0
     assert people.keypoints.shape == (0, 14, 2)
-    assert gaps.tolist() == [0]
 
 
 def test_the_highest_of_a_disc_agrees_with_a_loop():
@@ -588,8 +587,8 @@ def test_finds_everyone_in_two_drawn_scenes(drawn, learned):
     split = SceneSplit.open(drawn, "train")
     batch = learned.prepare(next(batches_of(split)))
     with torch.no_grad():
-        people, gaps = learned.decode_with_gaps(learned.forward(learned.network, batch), batch)
-    assert (gaps == 0).all()
+        people = learned.decode(learned.forward(learned.network, batch), batch)
+    assert (people.optimality_gaps == 0).all()
     assert len(people) == len(split.keypoints) > 2
     for row in range(len(split)):
         found = people.select(people.image_ids == split.image_ids[row])
@@ -627,7 +626,7 @@ def test_the_engine_trains_fits_validates_and_keeps_it(drawn, tmp_path):
 
 
 @pytest.mark.slow
-def test_exported_files_find_who_the_graphs_contraction_finds(drawn, learned, tmp_path):
+def test_graphs_have_the_contraction_and_a_bundle_the_proven_optimum(drawn, learned, tmp_path):
     split = SceneSplit.open(drawn, "test")
     save_file(learned.network.state_dict(), tmp_path / "trained.safetensors")
     params = ExportParams(tolerance_px=0.05, parity_images=2, latency_runs=1)
@@ -645,5 +644,6 @@ def test_exported_files_find_who_the_graphs_contraction_finds(drawn, learned, tm
     with torch.no_grad():
         people = learned.decode(learned.forward(learned.network, batch), batch)
     assert len(predicted) == len(people) > 2
+    assert (predicted.optimality_gaps == 0).all()
     wanted, got = (sorted(found.keypoints.reshape(len(found), -1).tolist()) for found in (people, predicted))
     np.testing.assert_allclose(got, wanted, atol=0.05)
