@@ -186,11 +186,17 @@ def ciou(first: Tensor, second: Tensor) -> Tensor:
     high = torch.maximum(first[:, :2] + first[:, 2:] / 2, second[:, :2] + second[:, 2:] / 2)
     diagonal = (high - low).square().sum(dim=1) + EPS
     apart = (first[:, :2] - second[:, :2]).square().sum(dim=1)
-    angles = torch.atan2(second[:, 2], second[:, 3]) - torch.atan2(first[:, 2], first[:, 3])
+    angles = _shape(second) - _shape(first)
     aspect = 4 / math.pi**2 * angles.square()
     with torch.no_grad():
         weight = aspect / (aspect - overlap + 1 + EPS)
     return overlap - apart / diagonal - weight * aspect
+
+
+def _shape(boxes: Tensor) -> Tensor:
+    """[M] angle of the diagonal. Of boxes with hardly a size it would be one whose gradient is not a number."""
+    width, height = boxes[:, 2:].clamp(min=EPS).unbind(1)
+    return torch.atan2(width, height)
 
 
 def fitted_shape(anchors: Sequence[Sequence[Sequence[float]]]) -> bool:

@@ -122,6 +122,17 @@ def test_complete_iou_is_that_of_single_boxes():
     assert ciou(first, first).tolist() == pytest.approx([1.0] * 50, abs=1e-5)
 
 
+@pytest.mark.parametrize("raw", [(-20.0, -12.0), (-31.0, -25.0), (-60.0, -60.0)])
+def test_boxes_that_have_shrunk_to_nothing_still_have_a_gradient(raw):
+    """In a long training an output has: the aspect of 1e-27 by 1e-22 had an infinite one."""
+    output = torch.tensor([[0.3, -0.2, *raw]], requires_grad=True)
+    share = output.sigmoid()
+    predicted = torch.cat([share[:, :2] * 2 + 5, (share[:, 2:] * 2) ** 2 * 3], dim=1)
+    (1 - ciou(predicted, torch.tensor([[6.1, 6.6, 2.3, 2.4]]))).sum().backward()
+    assert output.grad.isfinite().all()
+    assert output.grad[0, :2].any()
+
+
 def sigmoid(x):
     return 1 / (1 + math.exp(-x))
 
