@@ -1,12 +1,14 @@
 """From confidence maps and part affinity fields to people: the one algorithm that this program goes by.
 
 1. Candidates: cells above `peak` that none of the four neighbours exceeds; their place within the cell and their height
-   from a parabola through the logarithms along x and along y, which is exact for a Gaussian.
+   from a parabola through the logarithms along x and along y, which is exact for a Gaussian. A neighbour counts as no
+   lower than a Gaussian's can be beside its highest cell, so that cells near 0 do not bend it.
 2. Links: for each limb and each pair of candidates of its two joints, the field is read at `points` places, ends
    included, bicubically (a = -0.75, edges repeated) from the maps as they are. With s the mean of the field along the
    limb over the `weakest` share of the places and l its length, the link's score is
    s + min(longest * longer side of the map / l - 1, 0). It counts if at least `share` of the places have more than
-   `along` and the score is positive. (The places, the length penalty and the acceptance are those of the public Python
+   `along` and the score is positive; between candidates within `touching` cells, whose direction means nothing, it
+   always counts, with TOUCH at least. (The places, the length penalty and the acceptance are those of the public Python
    decoder, which wants 9 of 10, takes the mean of all, and reads maps enlarged eight times; the official C++ decoder
    wants 7 of 10 of fields rounded to whole cells. In crowds the weakest places tell a limb from a chance alignment.)
 3. Matching: per limb greedily, best score first, each candidate at most once.
@@ -38,6 +40,8 @@ PARTS = 2
 """In how many goes the places on a limb are read."""
 LEAST = 1e-4
 """Heights below count as this where their logarithm is taken: maps may be zero or negative."""
+TOUCH = 0.05
+"""Least score of a link within `touching` cells, about that of the official C++ decoder."""
 
 
 class GroupingParams(Strict):
@@ -50,6 +54,7 @@ class GroupingParams(Strict):
     share: Fraction = Field(description="of the places, that count on a limb")
     weakest: Fraction = Field(description="share of the places, the lowest, whose mean a limb is scored by")
     longest: Positive = Field(description="share of the map's longer side from which on length lowers a limb's score")
+    touching: NonNegative = Field(description="cells within which candidates are linked whatever the field says")
     min_joints: Count
     min_score: Fraction
 
@@ -175,8 +180,8 @@ def _vertex(middle: np.ndarray, before: np.ndarray, after: np.ndarray, sigma: fl
     middle: logarithms; before, after: heights, of which one beyond the map is minus infinity and taken from the other
     as a Gaussian has it.
     """
-    left, right = (np.log(np.maximum(side, LEAST)) for side in (before, after))
     curve = 1 / sigma**2
+    left, right = (np.maximum(np.log(np.maximum(side, LEAST)), middle - curve) for side in (before, after))
     beyond_left, beyond_right = before == -np.inf, after == -np.inf
     left = np.where(beyond_left, np.where(beyond_right, middle, 2 * middle - right - curve), left)
     right = np.where(beyond_right, 2 * middle - left - curve, right)
@@ -213,15 +218,19 @@ def links(candidates: Candidates, fields: np.ndarray, limbs: np.ndarray, joints:
         missed[going] += (dot <= rules.along).sum(axis=1)
         going = going[missed[going] <= may_miss]
     weak = np.sort(dots[going], axis=1)[:, : rules.scored].mean(axis=1)
-    scores = weak + np.minimum(rules.longest * max(height, width) * scale[going] - 1, 0)
-    counts = going[scores > 0]
-    return Links(limb[counts], starts[counts], ends[counts], scores[scores > 0])
+    scores = np.zeros(len(limb), np.float32)
+    scores[going] = weak + np.minimum(rules.longest * max(height, width) * scale[going] - 1, 0)
+    scores[length <= rules.touching] = np.maximum(scores[length <= rules.touching], TOUCH)
+    counts = np.flatnonzero(scores > 0)
+    return Links(limb[counts], starts[counts], ends[counts], scores[counts])
 
 
 def _on_something(
     candidates: Candidates, fields: np.ndarray, limbs: np.ndarray, joints: int, rules: GroupingParams
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Limb, first and second candidate, each [N], of all pairs but those that cannot count, for want of a field.
+
+    Pairs that touch count anyway.
 
     A bicubic reading is at most REACH times the largest vector of its 4 x 4 cells: where none of them is longer than
     `along` / REACH, the place does not count.
@@ -243,7 +252,8 @@ def _on_something(
         row *= width + 1
         row += column
         on = near[limb].take(row, mode="clip").sum(axis=0, dtype=np.int32) >= rules.enough
-        starts, ends = np.nonzero(on)
+        apart = candidates.places[here, None] - candidates.places[None, there]
+        starts, ends = np.nonzero(on | (np.hypot(apart[..., 0], apart[..., 1]) <= rules.touching))
         parts.append((np.full(len(starts), limb), starts + first[a], ends + first[b]))
     numbers, starts, ends = (np.concatenate(column) for column in zip(*parts, strict=True))
     return numbers, starts, ends

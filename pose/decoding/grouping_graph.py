@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pose.decoding.grouping import LEAST, GroupingParams
+from pose.decoding.grouping import LEAST, TOUCH, GroupingParams
 
 ROUNDS = 8
 
@@ -65,9 +65,9 @@ def find(heats: Tensor, sigma: float, rules: GroupingParams) -> tuple[Tensor, Te
 
 
 def _vertex(middle: Tensor, before: Tensor, after: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-    left, right = before.clamp(min=LEAST).log(), after.clamp(min=LEAST).log()
-    beyond_left, beyond_right = before == -torch.inf, after == -torch.inf
     curve = 1 / sigma**2
+    left, right = (torch.maximum(side.clamp(min=LEAST).log(), middle - curve) for side in (before, after))
+    beyond_left, beyond_right = before == -torch.inf, after == -torch.inf
     left = torch.where(beyond_left, torch.where(beyond_right, middle, 2 * middle - right - curve), left)
     right = torch.where(beyond_right, 2 * middle - left - curve, right)
     bend = (2 * middle - left - right).clamp(min=1e-6)
@@ -96,8 +96,9 @@ def links(
     weak = dots.topk(rules.scored, dim=3, largest=False).values.mean(dim=3)
     scores = weak + (rules.longest * max(height, width) * scale - 1).clamp(max=0)
     enough = (dots > rules.along).sum(dim=3) >= rules.enough
-    counts = enough & (scores > 0) & (length > 0) & real[a][:, :, None] & real[b][:, None]
-    return torch.where(counts, scores, 0.0)
+    scores = torch.where(enough & (length > 0), scores.clamp(min=0), 0.0)
+    scores = torch.where(length <= rules.touching, scores.clamp(min=TOUCH), scores)
+    return torch.where(real[a][:, :, None] & real[b][:, None], scores, 0.0)
 
 
 def match(scores: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,10 @@ def read_state(path: Path, entries: tuple[str, ...] = ("ema", "model")) -> dict[
         raise TrainingError(
             f"{path} cannot be read as a torch archive ({error}). Files from before torch 1.6 are none: load those "
             "where you trust them and save the state_dict again."
+        ) from error
+    except (TypeError, ValueError, IndexError, AttributeError, RuntimeError, zlib.error) as error:
+        raise TrainingError(
+            f"{path} is damaged or was not written by torch ({type(error).__name__}: {error}); fetch it again."
         ) from error
     raise TrainingError(
         f"{path} has no module and no state_dict under {' or '.join(map(repr, entries))}; is it another checkpoint?"

@@ -231,7 +231,8 @@ class Yolo(nn.Module):
         """See the class."""
         # The releases see colours in [0, 1].
         colours = (images / self.normalise.inverse_std + self.normalise.mean) / 255
-        if self.training:
+        # Training sets the parts to train, not the whole.
+        if any(part.training for part in self.modules()):
             return {"levels": self.levels(colours)}
         plain = self.levels(colours)
         objects = [

@@ -10,8 +10,9 @@ paper and from descriptions of what that program does, none of it is used here. 
 - Anchors are stated for an input of `anchor_side` px and scaled to this one, so that a small canvas behaves as the
   large one does on a smaller picture.
 - Around the picture is the mean colour, not grey 114; the other pictures of a mosaic are the same batch's.
-- The schedule is this project's cosine, which ends at 0 instead of a fifth of the first rate; weight decay of SGD
-  holds for biases and gains too, and momentum and biases have no warm-up of their own.
+- The schedule is this project's cosine, which ends at 0 instead of a fifth of the first rate; SGD's momentum is not
+  Nesterov's, its weight decay holds for biases and gains too, and momentum and biases have no warm-up of their own.
+- Pictures are scaled by factors of up to 1.9 either way, there by 0.1 to 1.9.
 """
 
 from __future__ import annotations

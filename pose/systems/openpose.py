@@ -127,6 +127,11 @@ class OpenPose(SceneSystem):
 
     def __init__(self, params: Any, skeleton: Skeleton) -> None:
         self.layout = Layout.of(skeleton)
+        if params.grouping.min_joints > self.layout.joints.size:
+            raise ConfigError(
+                f"systems.openpose.grouping.min_joints is {params.grouping.min_joints}, skeleton {skeleton.name} has "
+                f"{self.layout.joints.size} joints: nobody would have enough; expected at most that many"
+            )
         super().__init__(params, skeleton)
 
     def build(self) -> nn.Module:

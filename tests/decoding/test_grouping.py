@@ -61,7 +61,9 @@ def plain_group(heats, fields, limbs, order, sigma, r):
         for i, start in enumerate(candidates[a]):
             for j, end in enumerate(candidates[b]):
                 length = math.hypot(end[0] - start[0], end[1] - start[1])
+                touches = length <= r.touching
                 if not length:
+                    pairs += [(0.05, i, j)] * touches
                     continue
                 ux, uy = (end[0] - start[0]) / length, (end[1] - start[1]) / length
                 dots = []
@@ -74,7 +76,9 @@ def plain_group(heats, fields, limbs, order, sigma, r):
                     r.longest * max(height, width) / length - 1, 0
                 )
                 if sum(dot > r.along for dot in dots) >= r.share * r.points and score > 0:
-                    pairs.append((score, i, j))
+                    pairs.append((max(score, 0.05) if touches else score, i, j))
+                elif touches:
+                    pairs.append((0.05, i, j))
         used_a, used_b = set(), set()
         for score, i, j in sorted(pairs, key=lambda pair: -pair[0]):
             if i not in used_a and j not in used_b:
@@ -115,8 +119,10 @@ def plain_find(heat, sigma, r):
                 continue
             place, top = [], math.log(value)
             for low, high in zip(before, after, strict=True):
-                left, right = (None if v is None else math.log(max(v, 1e-4)) for v in (low, high))
                 middle = math.log(value)
+                left, right = (
+                    None if v is None else max(math.log(max(v, 1e-4)), middle - 1 / sigma**2) for v in (low, high)
+                )
                 left = 2 * middle - right - 1 / sigma**2 if left is None else left
                 right = 2 * middle - left - 1 / sigma**2 if right is None else right
                 bend = max(2 * middle - left - right, 1e-6)
@@ -183,6 +189,8 @@ def test_the_loop_finds_the_same_people(skeleton, count, noise):
         {"points": 5},
         {"longest": 0.1},
         {"min_joints": 9},
+        {"touching": 0.0},
+        {"touching": 3.0},
     ],
     ids=str,
 )
@@ -190,7 +198,9 @@ def test_the_loop_agrees_at_other_thresholds(change):
     layout, rng, size, r = Layout.of(LSP14), np.random.default_rng(7), (24, 24), rules(**change)
     heats, fields, _ = maps(layout, people(layout, 3, size, rng), size, rng, 0.03)
     args = (heats, fields, layout.limbs, layout.assembly, SIGMA, r)
-    check_same(group(*args), plain_group(heats.astype(float), fields.astype(float), layout.limbs.tolist(), *args[3:]))
+    plain = plain_group(heats.astype(float), fields.astype(float), layout.limbs.tolist(), *args[3:])
+    assert plain
+    check_same(group(*args), plain)
 
 
 @BOTH
@@ -225,7 +235,10 @@ def test_gaussians_are_read_back_exactly_up_to_the_edge():
 def test_plateaus_are_one_candidate_and_caps_keep_the_highest():
     heats = np.zeros((2, 6, 9), np.float32)
     heats[0, 2:4, 3:5] = 0.5
-    assert len(find(heats, SIGMA, RULES).joints) == 1
+    one = find(heats, SIGMA, RULES)
+    # As of a Gaussian where the four cells meet, not more for the zeros beyond them.
+    np.testing.assert_allclose(one.places, [[4, 3]], atol=1e-4)
+    np.testing.assert_allclose(one.heights, [0.5 * math.exp(0.25 / SIGMA**2)], atol=1e-4)
     heats[1, 1, [1, 3, 5, 7]] = [0.2, 0.9, 0.4, 0.6]
     few = find(heats, SIGMA, rules(candidates=2))
     assert few.joints.tolist() == [0, 1, 1]
@@ -306,7 +319,7 @@ def test_maps_of_a_few_cells(size):
     heats, fields, _ = maps(layout, np.full((1, 14, 2), 0.5), size)
     grouped = group(heats, fields, layout.limbs, layout.assembly, SIGMA, RULES)
     assert len(grouped.candidates.joints) == 14
-    assert len(grouped.groups.scores) == 0
+    assert len(grouped.groups.scores) == 1  # one person of no size
 
 
 @BOTH

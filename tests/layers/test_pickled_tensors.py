@@ -142,6 +142,23 @@ def test_tensors_beyond_their_data_are_refused(tmp_path):
         read_state(tmp_path / "short.pt")
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        b"}X\x01\x00\x00\x00actorch._utils\n_rebuild_parameter\n)Rs",
+        b"ccollections\nOrderedDict\nK\x05\x85R",
+        b"cmodels\nM\n)\x81}(X\x08\x00\x00\x00_modules}X\x1b\x00\x00\x00_non_persistent_buffers_setK\x03"
+        b"X\x08\x00\x00\x00_buffers}X\x01\x00\x00\x00actorch._utils\n_rebuild_tensor_v2\n)Rsub",
+    ],
+    ids=["parameter of nothing", "dictionary of a number", "buffers left out by a number"],
+)
+def test_files_that_torch_would_not_write_are_refused_by_name(tmp_path, model):
+    with zipfile.ZipFile(tmp_path / "odd.pt", "w") as archive:
+        archive.writestr("odd/data.pkl", b"\x80\x02}X\x05\x00\x00\x00model" + model + b"s.")
+    with pytest.raises(TrainingError, match=r"odd\.pt is damaged or was not written by torch|odd\.pt has no module"):
+        read_state(tmp_path / "odd.pt")
+
+
 def test_modules_without_end_are_refused(tmp_path):
     """A module that is its own child twice over is a few bytes and 2^100 modules."""
     one = b"cmodels\nM\n)\x81q\x00}(X\x08\x00\x00\x00_modules}(X\x01\x00\x00\x00ah\x00X\x01\x00\x00\x00bh\x00uub"

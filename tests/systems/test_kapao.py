@@ -407,6 +407,17 @@ def test_scaled_views_are_in_pixels_of_the_image_and_taken_together():
     assert all(torch.equal(a, b) for a, b in zip(one["levels"], all_of_them["levels"], strict=True))
 
 
+def test_training_looks_at_the_picture_once_whatever_is_trained():
+    """The engine sets the trained parts to training, never the network as a whole."""
+    system = tiny(test_scales=[1.0, 1.5], test_flips=[False, True])
+    system.network.eval()
+    images = scene(LSP14, [1]).images
+    assert set(system.network(images)) == {"levels", "objects"}
+    for part in system.groups["heads"]:
+        part.train()
+    assert set(system.network(images)) == {"levels"}
+
+
 # ---------------------------------------------------------------- drawn scenes
 
 

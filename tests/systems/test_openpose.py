@@ -210,6 +210,9 @@ def test_joints_out_of_reach_and_odd_sizes_are_refused_by_name():
         tiny("two_branch", loose)
     with pytest.raises(ConfigError, match=r"systems\.openpose\.input_size is \(98, 96\).*multiples of 4"):
         tiny("two_branch", input_size=(98, 96))
+    short = Skeleton("short", ("a", "b", "c"), (("a", "b"), ("b", "c")), (), (), ("a", "b"), None, None)
+    with pytest.raises(ConfigError, match="min_joints is 4, skeleton short has 3 joints: nobody would have enough"):
+        tiny("two_branch", short)
 
 
 # ---------------------------------------------------------------- loss and targets
