@@ -25,7 +25,7 @@ def write_card(bundle: Path, card: Card, evaluation: Evaluation, data: DatasetIn
         _purpose(description, card),
         "## Data\n\n" + _data(data, _licence(bundle, data.name)),
         f"## Results on {evaluation.split}\n\n" + _results(evaluation),
-        "## Files and speed\n\n" + _files(report),
+        "## Files and speed\n\n" + _files(report, card),
         "## Limits\n\n" + _limits(description, evaluation),
         "## Lineage\n\n" + _table(("what", "value"), [(key, f"`{value}`") for key, value in sorted(lineage.items())]),
         f"## Reproduce\n\nAt commit `{lineage['git_commit']}`:\n\n```\n{lineage['command']}\n```",
@@ -112,7 +112,7 @@ def _protocols(evaluation: Evaluation) -> list[str]:
     return [_table(("figures in", "protocol", "boxes", "suppression", "flip test"), rows)]
 
 
-def _files(report: ExportReport) -> str:
+def _files(report: ExportReport, card: Card) -> str:
     files = _table(("file", "bytes"), sorted(report.bytes.items()))
     parity = ", ".join(f"{kind} {worst:.2g} px" for kind, worst in report.parity_px.items())
     threads = f"{report.threads} threads" if report.threads else "one thread per core"
@@ -121,7 +121,7 @@ def _files(report: ExportReport) -> str:
         f"{files}\n\n{report.parameters:,} parameters. Largest difference from the trained network over "
         f"{report.parity_images} pictures of the split: {parity}. ONNX Runtime on the exporting machine's CPU, "
         f"{threads}: {report.latency_ms:.2f} ms for one picture, {rate} pictures a second in "
-        f"batches of {report.batch}."
+        f"batches of {report.batch}." + (f" The exported files lack {card.graph_lacks}." if card.graph_lacks else "")
     )
 
 

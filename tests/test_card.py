@@ -92,3 +92,11 @@ def test_a_scene_models_card_speaks_of_everyone(bundle: Path) -> None:
     assert "Finds everyone in one RGB picture, fitted to the top left of 96 x 64 px" in text
     assert "0.80 pictures a second in batches of 1." in text
     assert "one person" not in text
+
+
+def test_what_the_files_lack_is_said(bundle: Path) -> None:
+    assert "The exported files lack" not in write_card(bundle, CARD, EVALUATION, DATA, LINEAGE).read_text()
+    lacking = replace(CARD, graph_lacks="the second half")
+    assert (
+        "The exported files lack the second half." in write_card(bundle, lacking, EVALUATION, DATA, LINEAGE).read_text()
+    )

@@ -19,7 +19,6 @@ from pose.inference.weights import Trained, trained
 from pose.people import People
 from pose.skeleton import Skeleton
 from pose.systems import SYSTEMS
-from pose.systems.scene_system import SceneSystem
 
 OUTPUTS = ("boxes", "person_scores", "keypoints", "scores", "presence")
 """Of an exported graph, see pose.export_scenes."""
@@ -46,7 +45,7 @@ class SceneModel:
         for a training that has not finished.
         """
         require_model(folder)
-        if (folder / "model.json").is_file() and _graph_is_whole(folder):
+        if (folder / "model.json").is_file() and not _graph_lacks(folder):
             return _from_bundle(folder)
         return _from_training(trained(folder), folder)
 
@@ -61,9 +60,9 @@ class SceneModel:
         return People.concatenate(parts)
 
 
-def _graph_is_whole(folder: Path) -> bool:
+def _graph_lacks(folder: Path) -> str:
     system = SYSTEMS.get(describe(folder)["system"])
-    return not (system and issubclass(system, SceneSystem)) or system.graph_is_whole
+    return system.card.graph_lacks if system else ""
 
 
 def _from_training(model: Trained, folder: Path) -> SceneModel:

@@ -28,6 +28,9 @@ class Card:
     published: str
     """The figures its source reports, with their protocol."""
     licence: str
+    graph_lacks: str = ""
+    """What `decode` does beyond an exported graph. Where it is something, a bundle's pictures go through the network
+    itself, so that what is predicted is what was evaluated."""
 
 
 @dataclass(frozen=True)

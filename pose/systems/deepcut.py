@@ -17,6 +17,7 @@ it; that phase then makes probabilities of the part scores. Both live in the net
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -50,6 +51,7 @@ from pose.layers.part_detector import (
 from pose.layers.resnet import Depth
 from pose.people import People
 from pose.progress import say, track
+from pose.skeleton import Skeleton
 from pose.systems.base import Card
 from pose.systems.scene_system import SceneSystem
 
@@ -130,8 +132,8 @@ class Solved:
     candidates: Candidates
     problem: Problem
     partition: Partition
-    gap: float
-    """Of the answer; in stages the largest of the stages' own."""
+    unproven: float
+    """Largest gap of what was solved: of the whole program, or in stages of one of them."""
     people: Found
 
 
@@ -148,7 +150,15 @@ class DeepCut(SceneSystem):
             "full test set DeeperCut 59.5 in 485 s"
         ),
         licence="our own code under this project's licence; nothing of the releases (LGPL-3, GPL) or of Gurobi",
+        graph_lacks=(
+            "the integer program: they put people together by greedy contraction, and their speed is of that. The "
+            "figures are of the program's solution, which `pose predict` computes from the bundle's weights"
+        ),
     )
+
+    def __init__(self, params: Any, skeleton: Skeleton) -> None:
+        self._warned: set[str] = set()
+        super().__init__(params, skeleton)
 
     def build(self) -> nn.Module:
         """[B, 3, H, W] to the maps."""
@@ -187,11 +197,17 @@ class DeepCut(SceneSystem):
 
     @torch.no_grad()
     def fit(self, batches: Iterator[Any]) -> None:
-        """The pairwise regressions, from the candidates that the detector finds; ends early when it has seen enough."""
+        """The pairwise regressions, from the candidates that the detector finds; ends early when it has seen enough.
+
+        Calibration comes later; until then the loss' weight of cells near joints is taken back from their logits, so
+        that the candidates are about those of inference.
+        """
+        weight = math.log1p(self.params.chosen.foreground)
         examples = PairExamples(self.detector.terms, self.params.examples)
         for batch in track(batches, "pairs of candidates"):
             batch = self.prepare(batch)
             outputs = self.forward(self.network, batch)
+            outputs = outputs | {"scores": outputs["scores"] - weight}
             for image in range(len(batch)):
                 found = self._candidates(outputs, image, self.detector.terms)
                 found = found.chosen(found.valid)
@@ -239,7 +255,6 @@ class DeepCut(SceneSystem):
 
     score_floor = 0.0
     """People are reported from this score on."""
-    graph_is_whole = False
 
     def people(self, outputs: Any) -> Found:
         """Decoding in pure tensor code, so that an exported graph can hold it: greedy contraction and no more."""
@@ -260,26 +275,30 @@ class DeepCut(SceneSystem):
         solved = self.solve(outputs)
         self._warn(solved, batch.image_ids.tolist())
         found = Found.together([each.people for each in solved]).to(batch.to_original.device)
-        gaps = np.array([each.gap for each in solved], np.float32)[found.image.cpu().numpy()]
+        gaps = np.array([each.partition.gap for each in solved], np.float32)[found.image.cpu().numpy()]
         return replace(to_people(found, batch), optimality_gaps=gaps)
 
     def _warn(self, solved: list[Solved], image_ids: list[int]) -> None:
+        """Once of each kind: a video would have a line for every frame."""
         most, seconds = self.params.candidates.most, self.params.solver.seconds
         counts = [int(each.candidates.above) for each in solved]
         crowded = [i for i, count in enumerate(counts) if count > most]
-        if crowded:
+        if crowded and "crowded" not in self._warned:
+            self._warned.add("crowded")
             say(
                 f"warning: {len(crowded)} of {len(solved)} images have more than {most} candidate joints (image id "
                 f"{image_ids[crowded[0]]} has {counts[crowded[0]]}); the likeliest {most} are kept. If people are "
-                "missing, raise systems.deepcut.candidates.most, or its floor or radius"
+                "missing, raise systems.deepcut.candidates.most, or its floor or radius. Later images like it are not "
+                "named"
             )
-        open_ones = [i for i, each in enumerate(solved) if each.gap > 0]
-        if open_ones and seconds > 0:
-            worst = max(open_ones, key=lambda i: solved[i].gap)
+        open_ones = [i for i, each in enumerate(solved) if each.unproven > 0]
+        if open_ones and seconds > 0 and "unproven" not in self._warned:
+            self._warned.add("unproven")
+            worst = max(open_ones, key=lambda i: solved[i].unproven)
             say(
                 f"warning: {len(open_ones)} of {len(solved)} images were not solved to a proven optimum in {seconds:g} "
-                f"s; the largest gap is {solved[worst].gap:.2%} (image id {image_ids[worst]}). The best answer found "
-                "is kept; for proofs raise systems.deepcut.solver.seconds"
+                f"s; the largest gap is {solved[worst].unproven:.2%} (image id {image_ids[worst]}). The best answer "
+                "found is kept; for proofs raise systems.deepcut.solver.seconds. Later images like it are not named"
             )
 
     def solve(self, outputs: Any) -> list[Solved]:
@@ -305,15 +324,15 @@ class DeepCut(SceneSystem):
             stages = self.stages(options.part.numpy())
             solver = partial(partition_exact.solve, time_limit=p.solver.seconds / max(1, len(stages)))
             partition, gaps = solve_in_stages(problem, stages, solver)
-            gap = max(gaps, default=0.0)
+            unproven = max(gaps, default=0.0)
         else:
             partition = partition_exact.solve(problem, p.solver.seconds)
-            gap = partition.gap
+            unproven = partition.gap
         taken = partition.option != NONE
         member = torch.zeros(len(options.part), partition.people)
         member[partition.option[taken], partition.person[taken]] = 1
         people = found_in(image, *assemble(options, member, self.skeleton.size, p.min_joints))
-        return Solved(places, problem, partition, gap, people)
+        return Solved(places, problem, partition, unproven, people)
 
     def stages(self, part: np.ndarray) -> list[np.ndarray]:
         """Masks [N] of the options of each of DeeperCut's stages; those without any are left out."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import Any
 
 from pose.data.batch import SceneBatch
 from pose.errors import PoseError
@@ -16,9 +16,6 @@ class SceneSystem(System):
     """One network for everyone in the image."""
 
     view = "scene"
-    graph_is_whole: ClassVar[bool] = True
-    """Whether `people`, which an exported graph holds, is all of `decode`. Where it is not, a bundle's pictures go
-    through the network itself, so that what is predicted is what was evaluated."""
 
     @property
     @abstractmethod

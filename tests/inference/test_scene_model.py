@@ -139,6 +139,17 @@ def test_bundle_of_a_scene_system_works_by_itself(tmp_path: Path, system_name: s
         np.testing.assert_allclose(people.boxes[n], expected, rtol=0.02)
 
 
+def test_what_a_graph_lacks_the_network_itself_does(
+    tmp_path: Path, system: System, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = Trained("deepcut", system, CropParams(view="image", size=96), Path("w"))
+    monkeypatch.setattr(scene_model, "trained", lambda folder: known)
+    found = SceneModel.load(write_finder(tmp_path / "b", "deepcut", "scene")).predict(pictures, range(3))
+    wanted = scene_model._from_training(known, tmp_path).predict(pictures, range(3))
+    np.testing.assert_array_equal(found.keypoints, wanted.keypoints)
+    assert len(found) > 3, "the graph finds one person in each"
+
+
 def test_detector_finds_no_joints(tmp_path: Path) -> None:
     assert not SceneModel.load(write_finder(tmp_path / "b", "person_detector", "scene")).finds_joints
 
