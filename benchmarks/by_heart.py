@@ -99,7 +99,8 @@ def main() -> None:
     raw, truth = drawn(max(params.input_size), LSP14, arguments.seed)
     started = time.process_time()
     for number, phase in enumerate(params.chosen.phases):
-        learn(system, raw, phase, arguments.steps if number == 0 else arguments.steps // 5, arguments.lr)
+        steps = arguments.steps if number == 0 else arguments.steps // 5
+        learn(system, raw, phase, steps, arguments.lr * phase.lr_factor)
     seconds = time.process_time() - started
     with torch.no_grad():
         batch = system.prepare(raw)

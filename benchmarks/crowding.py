@@ -5,14 +5,15 @@
 Trained models, as bundles or finished training folders. Pictures are drawn, PEOPLE of each number in them, SIDE px to a
 side. A model that looks into boxes pays for the detector, and then for one pose in each true box, so that it sees as
 many people as there are whatever the detector finds; a scene model has the picture to itself, and how many it finds is
-said. Decoding and suppression are in it, reading files is not. One thread, models in turns, processor time, the
-median over pictures. JSON on stdout.
+said. Decoding and suppression are in it, as in `pose predict` with that folder; reading files is not. One core, models
+in turns, processor time, the median over pictures. JSON on stdout.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from PIL import Image
 
 from pose.config import SyntheticParams
 from pose.data import synthetic
-from pose.inference.choice import choose
+from pose.inference.choice import choose, system_of
 from pose.inference.pipelines import Boxes, DetectedBoxes, Pipeline, TopDown
 from pose.inference.scene_model import SceneModel
 from pose.progress import say, track
@@ -73,7 +74,9 @@ def drawn(people: int, number: int, skeleton: str) -> Picture:
     return Picture(image, boxes)
 
 
-def compare(models: dict[str, Pipeline], pictures: dict[int, list[Picture]]) -> dict[str, dict[int, dict[str, float]]]:
+def compare(
+    models: dict[str, Pipeline], pictures: dict[int, list[Picture]], min_score: float
+) -> dict[str, dict[int, dict[str, float]]]:
     """Median milliseconds of a picture and mean number of people found, by model and number of people."""
     first = next(iter(pictures.values()))[0]
     for model in models.values():
@@ -86,7 +89,7 @@ def compare(models: dict[str, Pipeline], pictures: dict[int, list[Picture]]) -> 
             began = time.process_time()
             answer = model([pictures[people][number].image], [1000 * people + number])
             times.setdefault((name, people), []).append(time.process_time() - began)
-            found.setdefault((name, people), []).append(len(answer))
+            found.setdefault((name, people), []).append(int((answer.person_scores >= min_score).sum()))
     return {
         name: {
             people: {
@@ -118,17 +121,19 @@ def main() -> None:
     parser.add_argument("models", nargs="+", type=Path)
     parser.add_argument("--detector", required=True, type=Path)
     parser.add_argument("--pictures", type=int, default=5, help="of each number of people")
-    parser.add_argument("--min-score", type=float, default=0.3, help="people of scene models below are left out")
+    parser.add_argument("--min-score", type=float, default=0.3, help="of boxes and people that count")
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before ONNX Runtime counts cores
     torch.set_num_threads(1)
     detector = DetectedBoxes(SceneModel.load(arguments.detector), arguments.min_score)
     models: dict[str, Pipeline] = {}
     known: dict[int, np.ndarray] = {0: np.array([[0, 0, SIDE, SIDE]], np.float32)}
     for folder in arguments.models:
-        scene = json.loads((folder / "model.json").read_text())["view"] == "scene"
+        name, scene = system_of(folder)
         pipeline = choose(folder, None if scene else arguments.detector, min_score=arguments.min_score)
-        name = pipeline.model.name.split()[0]
+        if name in models:
+            parser.error(f"{folder} is a second {name}; give one model of each system")
         if isinstance(pipeline, TopDown):
             pipeline = replace(pipeline, boxes=TrueBoxes(detector, known))
         models[name] = pipeline
@@ -138,7 +143,7 @@ def main() -> None:
     pictures = {count: [drawn(count, n, *skeletons) for n in range(arguments.pictures)] for count in PEOPLE}
     for people, several in pictures.items():
         known.update({1000 * people + number: picture.boxes for number, picture in enumerate(several)})
-    result = compare(models, pictures)
+    result = compare(models, pictures, arguments.min_score)
     top_down = {name for name, model in models.items() if isinstance(model, TopDown)}
     for name, points in result.items():
         say(f"{name:<18}" + " ".join(f"{people}: {point['ms']:.0f} ms" for people, point in points.items()))

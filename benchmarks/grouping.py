@@ -234,8 +234,9 @@ def _connect(people: list[list], a: int, b: int, i: int, j: int, score: float) -
     """Puts a pair of peaks into the people: to its owner, between two owners, or as someone new."""
     owners = [person for person in people if person[0].get(a) == i or person[0].get(b) == j]
     if len(owners) == 1:
-        owners[0][0][b] = j
-        owners[0][1] += score
+        if owners[0][0].get(b) != j:
+            owners[0][0][b] = j
+            owners[0][1] += score
     elif len(owners) >= 2:
         first, second = owners[:2]
         if not first[0].keys() & second[0].keys():

@@ -22,7 +22,7 @@ def promote(reference: str, profile: str | None = None, why: str = "asked by han
     dataset = bring_up_to_date(params.dataset)
     registry = steps.registry(params)
     version = registry.resolve(reference)
-    again = steps.Reevaluate(params, dataset)
+    again = steps.Reevaluate(params, dataset, params.detections_path)
     decision = registry.promote(version.name, version.version, params.promotion, whoami(), why, again)
     verdict = "promoted" if decision.promoted else "kept back"
     say(f"{version.uri} {verdict}: {decision.reason}")

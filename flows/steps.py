@@ -37,7 +37,7 @@ from pose.training import Outcome, TrainingSpec
 
 EVALUATING_CODE = (
     "pose/metrics/*.py", "pose/evaluate*.py", "pose/evaluation.py", "pose/predictions.py", "pose/protocol.py",
-    "pose/decoding/oks_nms.py", "pose/export.py", "pose/card.py", "pose/bundle.py",
+    "pose/decoding/oks_nms.py", "pose/data/detections.py", "pose/export*.py", "pose/card.py", "pose/bundle.py",
     "pose/registry/packaging.py", "pose/people.py", "pose/found.py", "pose/inference/weights.py",
 )  # fmt: skip
 """Source files that decide what a registered bundle holds besides its trained weights."""
@@ -84,17 +84,17 @@ class Job:
 
     @property
     def _boxes_identity(self) -> str | None:
-        given = self.params.evaluation.detections
+        given = self.params.detections_path
         if given is not None:
-            return file_sha256(ROOT / given)
+            return file_sha256(given)
         return self.detector.release if self.detector is not None else None
 
     @property
     def detections(self) -> Path | None:
         """The file of person boxes this job is evaluated in besides the annotated ones."""
-        given = self.params.evaluation.detections
+        given = self.params.detections_path
         if given is not None:
-            return ROOT / given
+            return given
         return self.detector.own_detections if self.detector is not None else None
 
     @property
@@ -242,14 +242,17 @@ def register(job: Job, bundle: Path, run: RunLog) -> Version:
 
 @dataclass(frozen=True)
 class Reevaluate:
-    """Gives an older model's figures on the images of today."""
+    """Gives an older model's figures on the images of today, in the boxes of today."""
 
     params: Params
     dataset: DatasetVersion
+    detections: Path | None
+    """The file that challengers are evaluated in besides annotated boxes, where there is one."""
 
     def __call__(self, bundle: Path) -> Evaluation:
         """Evaluates the bundle's network."""
-        return evaluate_system(trained(bundle).system, self.dataset.directory, self.params.evaluation)[0]
+        system = trained(bundle).system
+        return evaluate_system(system, self.dataset.directory, self.params.evaluation, detections=self.detections)[0]
 
 
 def run_lineage(params: Params, dataset: DatasetVersion, command: str) -> dict[str, str]:

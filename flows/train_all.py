@@ -25,7 +25,7 @@ from pose.config import Params
 from pose.digests import json_sha256
 from pose.errors import PoseError, RegistryError, TrainingError
 from pose.progress import say
-from pose.registry import Decision, RunLog, Version, whoami
+from pose.registry import Decision, RunLog, Version, comparable, left_out, whoami
 from pose.report import results_table
 from pose.systems import SYSTEMS
 from pose.training import Outcome
@@ -135,12 +135,23 @@ def detector_first(jobs: Sequence[Job], parent: RunLog, parallel: int) -> dict[s
 
 
 @task(cache_policy=NO_CACHE)
-def promote(params: Params, dataset: DatasetVersion, versions: Sequence[Version]) -> dict[str, Decision]:
-    """Each version against its model's champion, then the best of all against the dataset's; by model name."""
+def promote(
+    params: Params, dataset: DatasetVersion, versions: Sequence[Version], boxes: Path | None
+) -> dict[str, Decision]:
+    """Each version against its model's champion, then the best of all against the dataset's; by model name.
+
+    boxes: the detections that this run's systems were evaluated in. A champion is measured in the same.
+    """
     registry = steps.registry(params)
-    how = (params.promotion, whoami(), f"train-all on {params.dataset}", steps.Reevaluate(params, dataset))
+    again = steps.Reevaluate(params, dataset, boxes)
+    how = (params.promotion, whoami(), f"train-all on {params.dataset}", again)
     decisions = [registry.promote(version.name, version.version, *how) for version in versions]
-    decisions.append(registry.promote_dataset(params.dataset, versions, *how))
+    for uri, why in left_out(versions, params.promotion.metric).items():
+        say(f"{uri} does not compete for pose-{params.dataset}: {why}")
+    if comparable(versions, params.promotion.metric):
+        decisions.append(registry.promote_dataset(params.dataset, versions, *how))
+    else:
+        say(f"pose-{params.dataset} keeps its champion, if it has one: nobody competes for it")
     for decision in decisions:
         verdict = "promoted" if decision.promoted else "kept back"
         say(f"{decision.model}/{decision.version} {verdict}: {decision.reason}")
@@ -183,7 +194,8 @@ def train_all(profile: str | None = None, overrides: Sequence[str] = ()) -> Summ
         outcomes = detector_first(jobs, parent, params.parallel)
         finished = {name: got for name, got in outcomes.items() if isinstance(got, tuple)}
         failures = {name: got for name, got in outcomes.items() if not isinstance(got, tuple)}
-        decisions = promote(params, dataset, [version for version, _ in finished.values()]) if finished else {}
+        versions = [version for version, _ in finished.values()]
+        decisions = promote(params, dataset, versions, _boxes(jobs)) if finished else {}
         shown = results.Results(params, dataset, jobs[0].lineage["command"], finished, failures, decisions)
         page = report(shown, parent)
         _publish(shown, page)
@@ -209,6 +221,11 @@ def _jobs(params: Params, dataset: DatasetVersion, profile: str | None, override
     if detector is not None and params.dataset_params.crop.view == "person" and params.evaluation.detections is None:
         jobs |= {name: replace(job, detector=detector) for name, job in jobs.items() if SYSTEMS[name].view == "person"}
     return list(jobs.values())
+
+
+def _boxes(jobs: Sequence[Job]) -> Path | None:
+    """The detections that the jobs were evaluated in; None without any, as where the detector failed."""
+    return next((job.detections for job in jobs if job.detections is not None and job.detections.exists()), None)
 
 
 def _parent_run(params: Params, jobs: Sequence[Job]) -> RunLog:

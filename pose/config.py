@@ -321,6 +321,12 @@ class Params(Strict):
         return self.data[self.dataset]
 
     @property
+    def detections_path(self) -> Path | None:
+        """The file that `evaluation.detections` names, below the checkout unless it is absolute."""
+        given = self.evaluation.detections
+        return None if given is None else ROOT / given
+
+    @property
     def storage_path(self) -> Path:
         """Where runs, models and reports lie: `storage`, below the checkout unless it is absolute."""
         return ROOT / self.storage

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,7 @@ from pose.systems.base import System
 __all__ = ["evaluate", "evaluate_system", "mean_pose_people", "predict", "thinned", "with_oks"]
 
 DETECTED = "_detected"
-"""Ends the name of a figure that comes of detected boxes."""
+"""Ends the name of an end-to-end figure: of poses in detected boxes, or of a system that finds people by itself."""
 
 
 def evaluate_system(
@@ -37,7 +38,8 @@ def evaluate_system(
 
     A person-view system is evaluated on annotated boxes (on whole images, where the dataset's crops are those), and
     beside it, under names ending in `_detected`, on a file of detections. A scene-view system is evaluated on whole
-    images; where each shows one person, the single-person figures are those of the most confident one found.
+    images; where each shows one person, the single-person figures are those of the most confident one found. What it
+    finds is its end-to-end answer, so where others need boxes its figures stand under both names.
     A system without a presence loss gets no presence figures. Raises ConfigError for a model of other joints.
     """
     info = describe(directory)
@@ -59,6 +61,8 @@ def evaluate_system(
         found = thinned(predictions, system.skeleton)
     if system.finds_joints:
         evaluation = with_oks(evaluation, found, annotated, system.skeleton, params, protocol)
+        if system.view == "scene" and info.crop.view == "person":
+            evaluation = _end_to_end(evaluation)
         evaluation = _with_floor(evaluation, mean_pose_people(crops.truth(), info), annotated, system.skeleton, params)
     if detections is not None and system.view == "person" and info.crop.view == "person":
         images = SceneSplit.open(directory, params.split)
@@ -107,6 +111,23 @@ def with_oks(
         slices=evaluation.slices | {suffix: found.slices},
         diagnosis=evaluation.diagnosis | {suffix: found.diagnosis},
         protocols=evaluation.protocols | {suffix: protocol},
+    )
+
+
+def _end_to_end(evaluation: Evaluation) -> Evaluation:
+    """The evaluation with all that OKS says under names with `_detected` as well."""
+
+    def both(figures: dict[str, Any]) -> dict[str, Any]:
+        return figures | {f"{name}{DETECTED}": value for name, value in figures.items() if name.startswith("oks_")}
+
+    return replace(
+        evaluation,
+        metrics=both(evaluation.metrics),
+        intervals=both(evaluation.intervals),
+        rankings=both(evaluation.rankings),
+        slices=evaluation.slices | {DETECTED: evaluation.slices[""]},
+        diagnosis=evaluation.diagnosis | {DETECTED: evaluation.diagnosis[""]},
+        protocols=evaluation.protocols | {DETECTED: evaluation.protocols[""]},
     )
 
 

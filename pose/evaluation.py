@@ -46,7 +46,8 @@ DEFINITIONS: dict[str, str] = {
     "box_ap75": "the same at IoU 0.75",
     "box_ar": "share of people whose box was found, mean over IoU thresholds 0.50 to 0.95",
 }
-"""What each metric counts. All but mse_unit: higher is better. `_detected` behind a name: on detected boxes."""
+"""What each metric counts. All but mse_unit: higher is better. `_detected` behind a name: end to end, see
+pose.evaluate."""
 
 LOWER_IS_BETTER = frozenset({"mse_unit"})
 

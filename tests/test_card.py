@@ -73,8 +73,8 @@ def test_figures_in_detected_boxes_stand_with_their_protocol(bundle: Path) -> No
     text = write_card(bundle, CARD, evaluation, DATA, LINEAGE).read_text()
     assert "| `oks_ap` | 0.8125 | 0.7900 to 0.8300 |  |" in text
     assert "| `oks_ap_detected` | 0.7031 | 0.6800 to 0.7200 |  |" in text
-    assert "; in detected boxes |" in text
-    assert f"| detected boxes | `{detected.id}` | detected 0123456789ab | oks 0.9 | yes |" in text
+    assert "; in detected boxes, or none |" in text
+    assert f"| detected boxes, or none | `{detected.id}` | detected 0123456789ab | oks 0.9 | yes |" in text
     assert truth.id in text
 
 

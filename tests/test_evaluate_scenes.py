@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,14 +12,15 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pose.config import CropParams, EvaluationParams
+from pose.config import CropParams, EvaluationParams, PromotionParams
 from pose.data.crops import crop_affine, extract
 from pose.data.scenes import SceneRow, fit, mask_shape, write_scenes
-from pose.data.shards import DatasetInfo, Row, seal, write_shards
+from pose.data.shards import DatasetInfo, Row, describe, seal, write_shards
 from pose.errors import ConfigError, DataError
 from pose.evaluate import evaluate_system
 from pose.evaluation import Evaluation
 from pose.people import People
+from pose.registry.promotion import compare, same_images
 from pose.skeleton import COCO17, LSP14
 from pose.systems.base import Card, Joints, System
 
@@ -190,6 +192,41 @@ def test_a_scene_system_is_measured_on_everybody(tmp_path: Path):
     again = reloaded(evaluation, tmp_path / "saved")
     assert np.array_equal(again.rankings["oks_ap"].right, evaluation.rankings["oks_ap"].right)
     assert [s.people for s in again.slices[""]] == [s.people for s in evaluation.slices[""]]
+
+
+def test_what_a_scene_system_finds_is_its_end_to_end_answer(tmp_path: Path):
+    folder = prepared(tmp_path / "discs", [1, 2, 3, 0, 2])
+    evaluation, _ = evaluate_system(Knowing(misses_third=True), folder, PARAMS, 2)
+    plain = {name for name in evaluation.metrics if name.startswith("oks_") and not name.endswith("_detected")}
+    assert {"oks_ap", "oks_ap50", "oks_ar"} < plain
+    for figures in (evaluation.metrics, evaluation.intervals):
+        assert {name: figures[f"{name}_detected"] for name in plain} == {name: figures[name] for name in plain}
+    assert not any(name.startswith(("box_", "mean_pose")) for name in evaluation.metrics if name.endswith("_detected"))
+    again = reloaded(evaluation, tmp_path / "saved")
+    assert [s.people for s in again.slices["_detected"]] == [s.people for s in again.slices[""]]
+    assert again.diagnosis["_detected"].counts["not_found"] == 1
+
+    truth = json.loads((folder / "test.json").read_text())["annotations"]
+    detected = [{"image_id": a["image_id"], "category_id": 1, "bbox": a["bbox"], "score": 0.9} for a in truth]
+    (tmp_path / "detections.json").write_text(json.dumps(detected))
+    top_down, _ = evaluate_system(Discs(), folder, PARAMS, 4, tmp_path / "detections.json")
+    params = PromotionParams(metric="oks_ap_detected", margin=0.0, resamples=60, confidence=0.95)
+    assert same_images(top_down, evaluation, "oks_ap_detected")
+    assert not same_images(top_down, evaluation, "oks_ap"), "one was given true boxes"
+    difference, low, high = compare(top_down, again, params)
+    expected = top_down.metrics["oks_ap_detected"] - evaluation.metrics["oks_ap"]
+    assert low <= difference <= high
+    assert difference == pytest.approx(expected)
+    assert expected > 0
+
+
+def test_on_whole_images_nobody_needs_boxes(tmp_path: Path):
+    folder = prepared(tmp_path / "discs", [1, 1])
+    described = replace(describe(folder), crop=CropParams(view="image", size=64))
+    described.save(folder)
+    evaluation, _ = evaluate_system(Knowing(), folder, PARAMS, 2)
+    assert "oks_ap" in evaluation.metrics
+    assert not any(name.endswith("_detected") for name in evaluation.metrics)
 
 
 def test_where_each_image_has_one_person_a_scene_system_has_the_single_person_figures_too(tmp_path: Path):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pose.people import People
 
 MIN_SCORE = 0.3
-"""Of a person that a detector or a scene model finds: below it most are none."""
+"""Of a box that a detector finds, or a person that a scene model finds: below it most are none."""
 RESULTS = "predictions.json"
 MANY = 25 * 3600 * 24
 """Frames taken for possible where a video does not say how many it has: a day's."""
@@ -47,7 +47,12 @@ def predict(
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("predictions"),
     min_score: Annotated[
-        float, typer.Option(min=0, max=1, help="People (boxes) the model or detector scores lower are left out.")
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Boxes that --detector scores lower are not looked into; people a scene model scores lower not drawn.",
+        ),
     ] = MIN_SCORE,
     frames: Annotated[int | None, typer.Option(min=1, help="Stop after this many pictures and video frames.")] = None,
     maps: Annotated[bool, typer.Option("--maps", help="Draw the network's heatmaps under the people.")] = False,
@@ -63,15 +68,16 @@ def predict(
     A model of whole images with one person finds that one. A model of boxes looks into those of --detector or --boxes,
     else takes the whole picture as one. A scene model (Keypoint R-CNN, or a person detector by itself) finds everyone.
 
-    Left limbs are blue, right ones orange, what is unsure faint; predictions.json holds every joint whatever its
-    score. Pictures all named by numbers, as COCO's are, have these as image ids; otherwise they are counted from 1.
-    What cannot be read is named at the end with exit code 3; the rest is done all the same.
+    Left limbs are blue, right ones orange, what is unsure faint; predictions.json holds everyone found and every joint,
+    whatever the score. Pictures all named by numbers, as COCO's are, have these as image ids; otherwise they are
+    counted from 1. What cannot be read is named at the end with exit code 3; the rest is done all the same.
 
     Example: `pose predict --model models:/pose-lspet@champion photos 'more/*.jpg' dance.mp4`
     """
     from pose.errors import DataError
     from pose.inference.choice import choose
     from pose.inference.frames import find
+    from pose.inference.pipelines import EndToEnd
 
     if (camera is None) == (not inputs):
         raise typer.BadParameter("expected paths of pictures or videos, or --camera, and not both")
@@ -82,7 +88,13 @@ def predict(
     look_for = model_folder(detector, profile, set_) if detector else None
     pipeline = choose(folder, look_for, _given(boxes, sources) if boxes else None, min_score)
     under = _maps_under(folder, pipeline) if maps else None
-    drawing = {"under": under, "boxes": draw_boxes or not pipeline.model.finds_joints, "scores": draw_scores}
+    drawing: dict[str, Any] = {
+        "under": under,
+        "boxes": draw_boxes or not pipeline.model.finds_joints,
+        "scores": draw_scores,
+    }
+    if isinstance(pipeline, EndToEnd):
+        drawing["least"] = min_score
     failures = _run(pipeline, sources, out, batch, frames, drawing)
     if json:
         with (out / RESULTS).open() as file:
@@ -148,7 +160,8 @@ def _run(
         except KeyboardInterrupt:
             say("interrupted; what was done until now is kept")
     found = f"{results.entries} people in {done} pictures"
-    say(f"{pipeline.model.name}: {found}, drawn in {out}, numbers in {out / RESULTS}")
+    which = f"those scored {drawing['least']:g} and more " if "least" in drawing else ""
+    say(f"{pipeline.model.name}: {found}, {which}drawn in {out}, numbers in {out / RESULTS}")
     return failures
 
 

@@ -95,7 +95,8 @@ def promote(
 ) -> None:
     """Make a version the champion if it is proved better on the same test images; say why either way.
 
-    A paired bootstrap decides; a champion that was measured on other images is measured again.
+    A paired bootstrap decides; a champion that was measured on other images, or in other boxes, is measured again (in
+    boxes: those of `evaluation.detections`).
     Example: `pose registry promote pose-vgg19 4 --why "more data"`
     """
     registry = _registry(profile, set_)
@@ -105,7 +106,7 @@ def promote(
     def reevaluate(bundle: Path) -> Evaluation:
         from pose.commands.models import evaluate_folder
 
-        return evaluate_folder(bundle, dataset, params)
+        return evaluate_folder(bundle, dataset, params, params.detections_path)
 
     from pose.registry import whoami
 

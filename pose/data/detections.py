@@ -76,13 +76,17 @@ def read(path: Path, images: Collection[int]) -> Detections:
 
 
 def write(path: Path, detections: Detections) -> None:
-    """Writes what `read` reads, coordinates to a hundredth of a pixel."""
+    """Writes what `read` reads, coordinates to a hundredth of a pixel. Boxes without area by then are left out.
+
+    A detector finds such beside the picture, clipped to its edge; nobody can look into them.
+    """
     xywh = detections.boxes.copy()
     xywh[:, 2:] -= xywh[:, :2]
     rows = zip(detections.image_ids.tolist(), xywh.round(2).tolist(), detections.scores.tolist(), strict=True)
     records = [
         {"image_id": number, "category_id": PERSON, "bbox": bbox, "score": round(score, 6)}
         for number, bbox, score in rows
+        if bbox[2] > 0 and bbox[3] > 0
     ]
     path.write_text(json.dumps(records, separators=(",", ":"), allow_nan=False) + "\n")
 

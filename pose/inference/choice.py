@@ -20,14 +20,14 @@ def choose(
 ) -> Pipeline:
     """Scene models alone, person-view models with a detector's boxes, given ones, or the whole picture as one.
 
-    min_score: people of a scene model and boxes of a detector that are scored lower are left out; given boxes are all
-    looked into. Raises ConfigError for what does not go together, and what loading raises.
+    min_score: a detector's boxes that are scored lower are not looked into; given boxes all are. Raises ConfigError for
+    what does not go together, and what loading raises.
     """
-    name, scene = _system(model)
+    name, scene = system_of(model)
     if scene:
         if detector is not None or boxes is not None:
             raise ConfigError(f"{name} ({model}) finds people by itself; leave --detector and --boxes away")
-        return EndToEnd(SceneModel.load(model), min_score)
+        return EndToEnd(SceneModel.load(model))
     predictor = Predictor.load(model)
     if detector is None and boxes is None:
         return SinglePerson(predictor)
@@ -39,7 +39,7 @@ def choose(
     if boxes is not None:
         return TopDown(predictor, GivenBoxes(boxes), settling(name))
     assert detector is not None
-    found, scene = _system(detector)
+    found, scene = system_of(detector)
     if not scene:
         raise ConfigError(
             f"{found} ({detector}) finds one person's joints, not where people are; --detector takes a scene model "
@@ -48,7 +48,7 @@ def choose(
     return TopDown(predictor, DetectedBoxes(SceneModel.load(detector), min_score), settling(name))
 
 
-def _system(folder: Path) -> tuple[str, bool]:
+def system_of(folder: Path) -> tuple[str, bool]:
     """A model's system by name, and whether it looks at whole scenes. Raises ConfigError for a folder without one."""
     require_model(folder)
     described = folder / "model.json"

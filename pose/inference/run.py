@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ class Outcome:
     frame: Frame
     image_id: int
     people: People
+    """Everyone found, drawn or not."""
     drawn: Image.Image
 
 
@@ -40,16 +42,18 @@ def run(
     under: Callable[[Image.Image, People], Image.Image] | None = None,
     boxes: bool = False,
     scores: bool = False,
+    least: float = -math.inf,
 ) -> Iterator[Outcome | DataError]:
     """Every frame's outcome in order, an unreadable one's error among them; no more than `batch` are in memory.
 
     under: makes of the picture and its people what these are drawn on. boxes, scores: what is drawn besides the
-    limbs, see pose.inference.draw.overlay.
+    limbs, see pose.inference.draw.overlay. least: people with a lower score are not drawn.
     """
 
     def draw(image: Image.Image, people: People) -> Image.Image:
-        base = image if under is None else under(image, people)
-        return overlay(base, people, pipeline.model.skeleton, boxes=boxes, scores=scores)
+        likely = people.select(people.person_scores >= least) if least > -math.inf else people
+        base = image if under is None else under(image, likely)
+        return overlay(base, likely, pipeline.model.skeleton, boxes=boxes, scores=scores)
 
     frames = zip(numbered(sources), every_frame(sources), strict=False)
     with ThreadPoolExecutor(os.cpu_count()) as pool:

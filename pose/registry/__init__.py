@@ -10,12 +10,15 @@ from pose.config import PromotionParams
 from pose.registry import comparison, promotion, runs, versions
 from pose.registry.comparison import Comparison
 from pose.registry.ledger import Entry, whoami
-from pose.registry.promotion import Decision, Reevaluate
+from pose.registry.promotion import Decision, Reevaluate, comparable, left_out
 from pose.registry.runs import RunLog
 from pose.registry.store import Store, translated
 from pose.registry.versions import ModelSummary, Version
 
-__all__ = ["Comparison", "Decision", "Entry", "ModelSummary", "Registry", "RunLog", "Store", "Version", "whoami"]
+__all__ = [
+    "Comparison", "Decision", "Entry", "ModelSummary", "Registry", "RunLog", "Store", "Version", "comparable",
+    "left_out", "whoami",
+]  # fmt: skip
 
 
 class Registry:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from pose.config import PromotionParams
-from pose.errors import ConfigError, RegistryError
+from pose.errors import RegistryError
 from pose.evaluation import LOWER_IS_BETTER, Evaluation
 from pose.metrics import bootstrap, ranking
+from pose.protocol import Protocol
 from pose.registry import ledger
 from pose.registry.locks import Lock, lock
 from pose.registry.store import Store, translated
@@ -32,8 +33,8 @@ class Decision:
     promoted: bool
     reason: str
     metric: str
-    value: float
-    """The challenger's metric."""
+    value: float | None
+    """The challenger's metric; None where it was not measured by it."""
     champion: int | None
     """The champion after this decision."""
     previous: int | None
@@ -79,7 +80,7 @@ def promote_dataset(
 ) -> Decision:
     """Offers the best candidate to `pose-<dataset>`, as a version that points to the candidate's own bundle.
 
-    Those without the metric (detectors) do not compete, nor do those measured by another protocol than most.
+    Who competes: see comparable. Raises RegistryError where nobody does.
     """
     rivals = comparable(candidates, params.metric)
     if not rivals:
@@ -95,19 +96,34 @@ def promote_dataset(
 
 
 def comparable(candidates: Sequence[Version], metric: str) -> list[Version]:
-    """The candidates that have the metric by one protocol: that of most of them."""
-    measured = [version for version in candidates if np.isfinite(version.metrics.get(metric, np.nan))]
+    """The candidates that have the metric by protocols that are all rivals: the largest such group."""
+    measured = [version for version in candidates if _measured(version.metrics, metric) is not None]
     groups: list[list[Version]] = []
-    for version in measured:
-        theirs = version.protocol_of(metric)
-        for group in groups:
-            first = group[0].protocol_of(metric)
-            if theirs == first or (theirs is not None and first is not None and theirs.rivals(first)):
-                group.append(version)
-                break
-        else:
-            groups.append([version])
-    return max(groups, key=len, default=[])
+    for first in measured:
+        group = [first]
+        for other in measured:
+            ours = other.protocol_of(metric)
+            if other is not first and all(_rivals(ours, member.protocol_of(metric)) for member in group):
+                group.append(other)
+        groups.append(group)
+    largest = max(groups, key=len, default=[])
+    return [version for version in measured if version in largest]
+
+
+def left_out(candidates: Sequence[Version], metric: str) -> dict[str, str]:
+    """Why each of the other candidates does not compete, by its URI."""
+    competing = comparable(candidates, metric)
+    reasons = {}
+    for version in candidates:
+        if version in competing:
+            continue
+        if _measured(version.metrics, metric) is None:
+            reasons[version.uri] = f"it was not measured by {metric}"
+            continue
+        ours = version.protocol_of(metric)
+        theirs = next(o.protocol_of(metric) for o in competing if not _rivals(ours, o.protocol_of(metric)))
+        reasons[version.uri] = f"it was measured by another protocol than most ({_apart(ours, theirs)})"
+    return reasons
 
 
 def rollback(store: Store, model: str, who: str, why: str, to: int | None = None) -> ledger.Entry:
@@ -153,9 +169,9 @@ def _exclusive(store: Store, model: str) -> Iterator[Lock]:
 def _decide(
     store: Store, challenger: Version, evaluation: Evaluation, params: PromotionParams, reevaluate: Reevaluate | None
 ) -> Decision:
-    if params.metric not in evaluation.metrics and "box_ap" in evaluation.metrics:
+    if "box_ap" in evaluation.metrics and not {params.metric, "oks_ap", "pck_image_12"} & set(evaluation.metrics):
         params = params.model_copy(update={"metric": "box_ap"})  # a detector finds boxes and nothing else
-    value = _value(evaluation, params.metric)
+    value = _measured(evaluation.metrics, params.metric)
     champion = _champion(store, challenger.name)
 
     def decided(promoted: bool, reason: str, numbers: tuple[float, float, float] | None = None) -> Decision:
@@ -181,6 +197,8 @@ def _decide(
     if withdrawn is not None:
         again = f"`pose registry rollback {challenger.name} --to {challenger.version}` puts it back"
         return decided(False, f"was rolled back by {withdrawn.who}: {withdrawn.why}. {again}")
+    if value is None:
+        return decided(False, f"it was not measured by {params.metric}, which promotion.metric asks for")
     baseline = evaluation.metrics.get(f"mean_pose_{params.metric.removesuffix('_detected')}", 0.0)
     if _sign(params.metric) * (value - baseline) <= 0:
         return decided(False, f"{params.metric} {value:.4f} does not beat the mean pose's {baseline:.4f}")
@@ -202,10 +220,15 @@ def _decide(
             why = f"champion {champion} was evaluated on other test images; evaluate it anew to compare"
             return decided(False, why)
         theirs = reevaluate(bundle)
+        if _measured(theirs.metrics, params.metric) is None:
+            lacking = "; evaluation.detections can name its boxes" if params.metric.endswith("_detected") else ""
+            why = f"champion {champion} was evaluated anew and not measured by {params.metric}{lacking}"
+            return decided(False, why)
         if not same_images(evaluation, theirs, params.metric):
-            apart = _apart(evaluation, theirs, params.metric)
-            if apart:
+            ours, others = evaluation.protocol_of(params.metric), theirs.protocol_of(params.metric)
+            if not _rivals(ours, others):
                 # A property of the systems, not of the night: what sees true boxes has it easier than what does not.
+                apart = _apart(ours, others)
                 return decided(False, f"{params.metric} is not comparable with champion {champion}'s: {apart}")
             raise RegistryError(
                 f"champion {challenger.name}/{champion} was evaluated anew on {theirs.dataset} {theirs.split} "
@@ -249,8 +272,7 @@ def compare(challenger: Evaluation, champion: Evaluation, params: PromotionParam
 
 def same_images(a: Evaluation, b: Evaluation, metric: str) -> bool:
     """Whether two evaluations speak of the same images with the same truth, in the same order, by the same protocol."""
-    ours, theirs = a.protocol_of(metric), b.protocol_of(metric)
-    if (ours is None) != (theirs is None) or (ours is not None and theirs is not None and not ours.rivals(theirs)):
+    if not _rivals(a.protocol_of(metric), b.protocol_of(metric)):
         return False
     if (a.dataset, a.split) != (b.dataset, b.split):
         return False
@@ -264,11 +286,15 @@ def same_images(a: Evaluation, b: Evaluation, metric: str) -> bool:
     )
 
 
-def _apart(a: Evaluation, b: Evaluation, metric: str) -> str:
-    """How the two systems' protocols differ in words; nothing where they do not."""
-    ours, theirs = a.protocol_of(metric), b.protocol_of(metric)
-    if ours is None or theirs is None or ours.rivals(theirs):
-        return ""
+def _rivals(ours: Protocol | None, theirs: Protocol | None) -> bool:
+    """Whether two figures compete; those of before there were protocols do among themselves."""
+    return ours == theirs or (ours is not None and theirs is not None and ours.rivals(theirs))
+
+
+def _apart(ours: Protocol | None, theirs: Protocol | None) -> str:
+    """How two protocols differ in words."""
+    if ours is None or theirs is None:
+        return f"no protocol {'here' if ours is None else 'there'}"
     return "; ".join(f"{name} {mine} here, {other} there" for name, (mine, other) in ours.differences(theirs).items())
 
 
@@ -301,14 +327,10 @@ def _aliased(store: Store, model: str, alias: str) -> int | None:
     return int(aliases[alias]) if alias in aliases else None
 
 
-def _value(evaluation: Evaluation, metric: str) -> float:
-    value = evaluation.metrics.get(metric)
-    if value is None or not np.isfinite(value):
-        raise ConfigError(
-            f"promotion.metric needs {metric!r}, which this evaluation does not have; it has "
-            f"{', '.join(sorted(evaluation.metrics))}. Choose one of these."
-        )
-    return value
+def _measured(metrics: Mapping[str, float], metric: str) -> float | None:
+    """A figure that is there and is a number."""
+    value = metrics.get(metric)
+    return value if value is not None and np.isfinite(value) else None
 
 
 def _sign(metric: str) -> int:

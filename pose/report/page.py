@@ -15,7 +15,7 @@ from pose.metrics import bootstrap, ranking
 from pose.progress import track
 from pose.report import pictures, sections, tables
 from pose.report.entry import Entry, ranked
-from pose.report.sections import headline
+from pose.report.sections import END_TO_END, headline, mean_pose
 from pose.skeleton import Skeleton, skeleton_named
 
 LABELS = {
@@ -45,7 +45,7 @@ LABELS = {
     "presence_absent_ap": "absent AP",
     "always_visible_accuracy": "always visible",
 }
-LABELS |= {f"{name}_detected": f"{label}, detected" for name, label in LABELS.items() if name.startswith("oks_")}
+LABELS = {f"{name}_detected": f"{label}, end to end" for name, label in LABELS.items() if name[:4] == "oks_"} | LABELS
 PRESENCE_EXAMPLES = 4
 
 
@@ -77,7 +77,10 @@ def build(
             colour=plots.colours(entries),
             diagrams={draw.__name__: plots.render(draw, entries) for draw in diagrams} if order else {},
             headline=LABELS[headline(entries)],
-            accuracy=_accuracy_rows(order),
+            end_to_end=headline(entries) == END_TO_END,
+            crops=any(map(sections.sees_crops, entries)),
+            sees_crops=sections.sees_crops,
+            accuracy=_accuracy_rows(order, headline(entries)),
             labels=LABELS,
             definitions=DEFINITIONS,
             evaluation=order[0].evaluation if order else None,
@@ -116,9 +119,9 @@ def verdict(entries: Sequence[Entry]) -> list[str]:
     best = order[0]
     evaluation = _of(best)
     low, high = evaluation.intervals[metric]
-    floor = evaluation.baselines.get("mean_pose", {}).get(metric)
+    floor = mean_pose(evaluation, metric)
     beside = (
-        "" if floor is None else f"; a mean pose that looks at nothing {_REACHES[metric]} {tables.percent(floor)} %"
+        "" if floor is None else f"; a mean pose that looks at nothing {_REACHES[metric].format(tables.percent(floor))}"
     )
     text = [
         f"{best.name} {_FINDS[metric].format(tables.percent(evaluation.metrics[metric]))} "
@@ -160,9 +163,15 @@ def _environment() -> Environment:
 _FINDS = {
     "pck_image_12": "finds {} % of the labelled joints within 1/12 of the squashed image's side",
     "oks_ap": "reaches an average precision of {} % (OKS 0.50 to 0.95)",
+    "oks_ap_detected": "reaches an end-to-end average precision of {} % (OKS 0.50 to 0.95)",
     "box_ap": "reaches an average precision of {} % on boxes (IoU 0.50 to 0.95)",
 }
-_REACHES = {"pck_image_12": "finds", "oks_ap": "reaches", "box_ap": "reaches"}
+_REACHES = {
+    "pck_image_12": "finds {} %",
+    "oks_ap": "reaches {} %",
+    "oks_ap_detected": "reaches {} % in true boxes",
+    "box_ap": "reaches {} %",
+}
 
 
 def _lead(best: Entry, second: Entry, metric: str) -> list[str]:
@@ -195,7 +204,7 @@ def _beats_mean_pose(entry: Entry, metric: str) -> bool:
     sums = evaluation.per_image
     if f"mean_pose_{metric}" not in sums:
         # Average precisions are no sums over images; where the whole interval lies above the floor is sure enough.
-        floor = evaluation.baselines.get("mean_pose", {}).get(metric, 0.0)
+        floor = mean_pose(evaluation, metric) or 0.0
         return metric not in evaluation.metrics or evaluation.intervals[metric][0] > floor
     _, low, _ = bootstrap.paired(
         *sums[metric], *sums[f"mean_pose_{metric}"], evaluation.resamples, evaluation.confidence
@@ -207,30 +216,31 @@ def _with_presence(entries: Sequence[Entry]) -> list[Entry]:
     return [entry for entry in entries if entry.evaluation and "presence_accuracy" in entry.evaluation.metrics]
 
 
-def _accuracy_rows(order: Sequence[Entry]) -> list[dict[str, Any]]:
+def _accuracy_rows(order: Sequence[Entry], first: str) -> list[dict[str, Any]]:
     """One row per metric: label and one cell per architecture; the best value of a row is marked."""
-    metrics = [name for name in LABELS if any(name in _of(entry).metrics for entry in order)]
+    metrics = [name for name in LABELS if any(sections.shown(_of(entry), name, first) for entry in order)]
     rows = []
     for name in metrics:
-        values = [_of(entry).metrics.get(name, math.nan) for entry in order]
+        stated = [sections.shown(_of(entry), name, first) for entry in order]
+        values = [_of(e).metrics[name] if there else math.nan for e, there in zip(order, stated, strict=True)]
         known = [value for value in values if not math.isnan(value)]
         best = (min if name in LOWER_IS_BETTER else max)(known, default=math.nan)
         cells = [
-            {"text": _cell(_of(entry), name), "interval": _interval(_of(entry), name), "best": value == best}
-            for entry, value in zip(order, values, strict=True)
+            {"text": _figure(value, name), "interval": _interval(_of(entry), name), "best": value == best}
+            if there
+            else {
+                "text": "n/a",
+                "interval": "needs no boxes" if name in _of(entry).metrics else "no such output",
+                "best": False,
+            }
+            for entry, value, there in zip(order, values, stated, strict=True)
         ]
         floor = {who: row[name] for entry in order for who, row in _of(entry).baselines.items() if name in row}
         rows.append({"name": name, "cells": cells, "floor": {who: _figure(v, name) for who, v in floor.items()}})
     return [row for row in rows if row["name"] != "always_visible_accuracy"]
 
 
-def _cell(evaluation: Evaluation, name: str) -> str:
-    return _figure(evaluation.metrics[name], name) if name in evaluation.metrics else "n/a"
-
-
 def _interval(evaluation: Evaluation, name: str) -> str:
-    if name not in evaluation.metrics:
-        return "no such output"
     low, high = evaluation.intervals[name]
     return f"{_figure(low, name)} – {_figure(high, name)}"
 

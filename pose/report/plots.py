@@ -15,7 +15,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullL
 
 from pose.evaluation import Evaluation
 from pose.report.entry import Entry, ranked
-from pose.report.sections import headline
+from pose.report.sections import headline, mean_pose, sees_crops
 
 INK = "#010203"
 """Stands for the page's text colour and becomes `currentColor` in the SVG."""
@@ -67,6 +67,7 @@ def render(draw: Callable[[Sequence[Entry]], Figure], entries: Sequence[Entry]) 
 TITLES = {
     "pck_image_12": "PCK at 1/12 of the squashed image, %",
     "oks_ap": "average precision (OKS), %",
+    "oks_ap_detected": "end-to-end average precision (OKS), %",
     "box_ap": "average precision (boxes), %",
 }
 
@@ -93,7 +94,7 @@ def standing(entries: Sequence[Entry]) -> Figure:
             axes.annotate(f"{value:.1f}", (value, row), (0, 9), textcoords="offset points", ha="center", fontsize=9)
         axes.set(title=label, xlim=(0, 100), ylim=(-0.6, len(order) - 0.3))
     if order:
-        floor = _known(order[-1]).baselines.get("mean_pose", {}).get(first)
+        floor = mean_pose(_known(order[-1]), first)
         if floor is not None:
             _baseline_line(left, 100 * floor, "mean pose")
         _baseline_line(right, 50, "always visible")
@@ -152,7 +153,8 @@ def speed_against_accuracy(entries: Sequence[Entry]) -> Figure:
         time.plot(seconds, points, color=colour[entry.name], label=entry.name)
     throughput.set(title="training speed", xlabel="training images per second", ylabel=TITLES[metric])
     time.set(title="time spent", xlabel="seconds of training (validation PCK)")
-    latency.set(title="latency", xlabel="ms for one image (ONNX)")
+    what = "picture, of top-down systems one crop" if any(map(sees_crops, entries)) else "image"
+    latency.set(title="latency", xlabel=f"ms for one {what} (ONNX)")
     for axes in (throughput, latency):
         if axes.lines:
             _logarithmic(axes, "x")

@@ -9,9 +9,10 @@ import numpy as np
 
 from pose.evaluation import Evaluation
 from pose.metrics.diagnosis import KINDS
-from pose.protocol import BOXES
+from pose.protocol import BOXES, NO_BOXES, TRUE_BOXES
 from pose.report.entry import Entry
 
+END_TO_END = "oks_ap_detected"
 ERRORS = {
     "jitter": "near its place, not on it",
     "inversion": "on the person's other side",
@@ -26,13 +27,40 @@ ERRORS = {
 def headline(entries: Sequence[Entry]) -> str:
     """The metric a run is ranked by: PCK@1/12 where everybody's joints have it on whole images, else average precision.
 
-    Detectors have neither and do not decide; where there is nothing else, it is that of their boxes.
+    That is end to end where anybody has it: the one figure in which who needs boxes and who needs none compete.
+    Detectors have none of these and do not decide; where there is nothing else, it is the precision of their boxes.
     """
     evaluations = [entry.evaluation for entry in entries if entry.evaluation is not None]
     poses = [evaluation for evaluation in evaluations if set(evaluation.metrics) & {"pck_image_12", "oks_ap"}]
     if not poses:
         return "box_ap" if evaluations else "pck_image_12"
+    if any(END_TO_END in evaluation.metrics for evaluation in poses):
+        return END_TO_END
     return "pck_image_12" if all(_whole(evaluation) for evaluation in poses) else "oks_ap"
+
+
+def sees_crops(entry: Entry) -> bool:
+    """Whether it is shown one person at a time, whom somebody else has to find."""
+    protocol = entry.evaluation.protocols.get("") if entry.evaluation else None
+    return protocol is not None and protocol.boxes == TRUE_BOXES
+
+
+def shown(evaluation: Evaluation, metric: str, first: str) -> bool:
+    """Whether a figure belongs beside others in a run ranked by `first`.
+
+    Where that is end to end, `oks_` figures without the suffix are those in true boxes: of a system that needs none
+    they would repeat its end-to-end figures beside easier ones.
+    """
+    if metric not in evaluation.metrics:
+        return False
+    protocol = evaluation.protocols.get("")
+    in_boxes = metric.startswith("oks_") and not metric.endswith("_detected")
+    return not (first == END_TO_END and in_boxes and protocol is not None and protocol.boxes == NO_BOXES)
+
+
+def mean_pose(evaluation: Evaluation, metric: str) -> float | None:
+    """What a pose that looks at nothing reaches; in annotated boxes, also beside end-to-end figures."""
+    return evaluation.baselines.get("mean_pose", {}).get(metric.removesuffix("_detected"))
 
 
 def _whole(evaluation: Evaluation) -> bool:

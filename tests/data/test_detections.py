@@ -46,6 +46,12 @@ def test_written_and_read_again(tmp_path: Path) -> None:
     np.testing.assert_allclose(again.scores, made.scores, atol=1e-6)
 
 
+def test_a_box_that_rounds_to_nothing_is_not_written(tmp_path: Path) -> None:
+    boxes = np.array([[10, 10, 10.004, 50], [30, 7, 60, 7], [5, 5, 5.02, 9], [1, 2, 3, 4]])
+    detections.write(tmp_path / "found.json", detections.ordered(np.full(4, 7), boxes, np.array([0.9, 0.8, 0.7, 0.6])))
+    assert detections.read(tmp_path / "found.json", {7}).scores.tolist() == [0.7, 0.6]
+
+
 def test_nobody_found_is_nobody(tmp_path: Path) -> None:
     found = detections.read(saved(tmp_path, []), {7})
     assert len(found) == 0

@@ -114,7 +114,7 @@ def test_nobody_is_no_error(person: Predictor) -> None:
         TopDown(person, given({1: np.zeros((0, 4))}), by_oks),
         TopDown(person, given({1: np.zeros((0, 4))}), by_pose_nms),
         TopDown(person, DetectedBoxes(finder({}, []), 0.3), by_oks),
-        EndToEnd(finder({}, []), 0.3),
+        EndToEnd(finder({}, [])),
     ):
         people = pipeline([picture, picture], [1, 2])
         assert len(people) == 0
@@ -148,10 +148,16 @@ def test_detector_boxes_are_looked_into(person: Predictor) -> None:
     np.testing.assert_allclose(everyone.person_scores, [0.45, 0.1, 0.45], rtol=1e-6)
 
 
-def test_end_to_end_leaves_out_what_is_unlikely() -> None:
-    model = finder({5: around([(60, 50), (200, 120), (90, 90)])}, scores=[0.9, 0.2, 0.4])
-    assert EndToEnd(model, 0.3)([lights((300, 200), [])], [5]).person_scores.tolist() == pytest.approx([0.9, 0.4])
-    assert len(EndToEnd(model)([lights((300, 200), [])], [5])) == 3
+def test_whoever_a_scene_model_finds_is_found_and_the_unlikely_not_drawn(tmp_path: Path) -> None:
+    model = finder({5: around([(60, 50), (400, 120), (190, 290)])}, scores=[0.9, 0.2, 0.4])
+    lights((500, 400), []).save(tmp_path / "5.png")
+    (outcome,) = run(EndToEnd(model), [PictureFile(tmp_path / "5.png")], batch=1, boxes=True, least=0.3)
+    assert isinstance(outcome, Outcome)
+    assert outcome.people.person_scores.tolist() == pytest.approx([0.9, 0.2, 0.4])
+    drawn = np.asarray(outcome.drawn)
+    assert [bool(drawn[y - 25 : y + 25, x - 25 : x + 25].any()) for x, y in ((60, 50), (400, 120), (190, 290))] == [
+        True, False, True,
+    ]  # fmt: skip
 
 
 # ---------------------------------------------------------------- over many frames

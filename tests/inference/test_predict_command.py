@@ -16,7 +16,10 @@ from typer.testing import CliRunner, Result
 from pose.cli import app
 from pose.errors import ConfigError, DataError
 from pose.inference.frames import find, read
+from pose.inference.pipelines import EndToEnd
+from pose.inference.scene_model import SceneModel
 from pose.inference.video import Video
+from pose.people import People
 from pose.skeleton import LSP14
 
 INPUT = 32
@@ -254,6 +257,41 @@ def test_detector_must_be_one(person_bundle: Path, photos: Path, tmp_path: Path)
     result = predict(photos / "a.jpg", *arguments)
     assert result.exit_code == ConfigError.exit_code
     assert "not where people are" in " ".join(result.stderr.split())
+
+
+# ---------------------------------------------------------------- scores
+
+
+def test_the_least_score_decides_what_of_a_scene_is_drawn_and_not_what_is_written(
+    bundle: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find(batch) -> People:
+        zeros = np.zeros((2, LSP14.size), np.float32)
+        boxes, scores = np.float32([[2, 2, 30, 40], [40, 10, 70, 50]]), np.float32([0.8, 0.1])
+        sizes = np.tile(batch.image_sizes.numpy(), (2, 1))
+        places = np.zeros((2, LSP14.size, 2), np.float32)
+        return People(np.full(2, int(batch.image_ids[0])), sizes, places, zeros, zeros, boxes, scores)
+
+    scene = EndToEnd(SceneModel("finder", find, LSP14, (64, 64), finds_joints=False))
+    monkeypatch.setattr("pose.inference.choice.choose", lambda *_: scene)
+    written, drawn = [], []
+    for least in (0, 0.3, 0.9):
+        result = predict(photos / "a.jpg", "--model", bundle, "--out", tmp_path / "out", "--min-score", least)
+        assert result.exit_code == 0, result.stderr
+        assert f"those scored {least:g} and more drawn" in " ".join(result.stderr.split())
+        written.append(json.loads((tmp_path / "out/predictions.json").read_text()))
+        drawn.append((tmp_path / "out/a.jpg.pose.jpg").read_bytes())
+    assert [record["score"] for record in written[0]] == pytest.approx([0.8, 0.1])
+    assert written[0] == written[1] == written[2]
+    assert len(set(drawn)) == 3
+
+
+def test_the_least_score_does_not_hide_whom_no_detector_found(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    drawn = []
+    for least in (0, 0.9):
+        predict(photos / "a.jpg", "--model", bundle, "--out", tmp_path / "out", "--min-score", least)
+        drawn.append((tmp_path / "out/a.jpg.pose.jpg").read_bytes())
+    assert drawn[0] == drawn[1]
 
 
 # ---------------------------------------------------------------- videos

@@ -88,12 +88,16 @@ class Factory:
     name: str
 
     def register(self, hits: np.ndarray, lineage: dict[str, str] | None = None, **evaluated: object) -> Version:
+        return self.offer(evaluation(hits, **evaluated), lineage)  # type: ignore[arg-type]
+
+    def offer(self, measured: Evaluation, lineage: dict[str, str] | None = None) -> Version:
+        """Registers a version with this evaluation."""
         fingerprint = uuid.uuid4().hex
-        measured = evaluation(hits, **evaluated)  # type: ignore[arg-type]
         bundle = write_bundle(self.directory / fingerprint, measured)
         run = self.registry.start_run(self.name, fingerprint, {"dataset": "drawn"}, {"lr": 0.1})
         run.finish()
         tags = {"fingerprint": fingerprint, "git_commit": "c0ffee", "data_hash": "da7a", "dataset": "drawn"}
+        tags["protocols"] = json.dumps({key: {"id": p.id, **p.parts()} for key, p in measured.protocols.items()})
         tags |= lineage or {}
         return self.registry.register(bundle, self.name, run, tags, measured.metrics)
 

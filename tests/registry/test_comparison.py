@@ -77,6 +77,46 @@ def test_only_rivals_compete_for_a_dataset(factory: Callable) -> None:
     scene = factory().register(np.full(20, 9), tagged(truth=whole))
     assert promotion.comparable([scene, a, flipped], "pck_image_12") == [a, flipped]
     assert promotion.comparable([a], "oks_ap") == []
+    assert promotion.left_out([scene, a, flipped], "pck_image_12") == {
+        scene.uri: "it was measured by another protocol than most (boxes none here, truth there)"
+    }
+    assert promotion.left_out([a], "oks_ap") == {a.uri: "it was not measured by oks_ap"}
+
+
+DETECTED = replace(PROTOCOL, boxes="detected 0123")
+WHOLE = replace(PROTOCOL, boxes="none", nms="none")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "rivals"),
+    [
+        (DETECTED, WHOLE, True),
+        (DETECTED, replace(WHOLE, flip_test=True), True),
+        (DETECTED, replace(DETECTED, boxes="detected 4567"), False),
+        (PROTOCOL, WHOLE, False),
+        (PROTOCOL, DETECTED, False),
+        (DETECTED, replace(DETECTED, nms="none"), False),
+        (DETECTED, replace(WHOLE, split="val"), False),
+    ],
+)
+def test_who_finds_people_by_itself_rivals_whoever_is_told_by_a_detector(
+    ours: Protocol, theirs: Protocol, rivals: bool
+) -> None:
+    assert ours.rivals(theirs) is theirs.rivals(ours) is rivals
+
+
+def test_two_detectors_do_not_compete_through_a_third(factory: Callable) -> None:
+    """`none` rivals both, they not each other."""
+    other = replace(DETECTED, boxes="detected 4567")
+    hits, metric = np.full(20, 5), "oks_ap_detected"
+    named = {"metrics": json.dumps({metric: 0.5})}
+    scene, a, b, c = (
+        replace(version, tags=version.tags | named)
+        for version in (factory().register(hits, tagged(_detected=p)) for p in (WHOLE, DETECTED, other, DETECTED))
+    )
+    assert promotion.comparable([scene, b, a, c], metric) == [scene, a, c]
+    reason = "it was measured by another protocol than most (boxes detected 4567 here, detected 0123 there)"
+    assert promotion.left_out([scene, b, a, c], metric) == {b.uri: reason}
 
 
 def evaluation_of(right: np.ndarray) -> Evaluation:

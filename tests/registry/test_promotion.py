@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pose.config import PromotionParams
-from pose.errors import ConfigError, RegistryError
+from pose.errors import RegistryError
 from pose.evaluation import Evaluation
+from pose.metrics.ranking import Ranking
+from pose.protocol import Protocol
 from pose.registry import Registry
 from pose.registry.locks import lock
 
@@ -139,18 +143,79 @@ def test_other_test_images_need_a_new_evaluation(factory: Callable) -> None:
     assert "other test images" in held.reason
 
     def reevaluate(bundle: Path) -> Evaluation:
-        from dataclasses import replace
-
         return replace(Evaluation.load(bundle / "evaluation"), image_ids=elsewhere)
 
     decision = models.registry.promote(models.name, challenger.version, PARAMS, "t", "w", reevaluate)
     assert decision.promoted
 
 
-def test_a_metric_nobody_measured_is_a_configuration_error(factory: Callable) -> None:
+def test_who_was_not_measured_by_the_metric_is_kept_back_and_told_so(factory: Callable) -> None:
     models = factory()
-    with pytest.raises(ConfigError, match="it has mean_pose_mse_unit"):
-        promote(models, models.register(WORSE), metric="pck_moon")
+    decision = promote(models, models.register(WORSE), metric="oks_ap_detected")
+    assert (decision.promoted, decision.value, decision.champion) == (False, None, None)
+    assert "it was not measured by oks_ap_detected" in decision.reason
+    tag = models.registry.resolve(f"{models.name}/1").tags["decision"]
+    assert json.loads(tag, parse_constant=pytest.fail)["metric"] == "oks_ap_detected"
+
+
+def people(found: np.ndarray, boxes: str, metrics: tuple[str, ...] = ("oks_ap", "oks_ap_detected")) -> Evaluation:
+    """One person in each image, found or not; every metric says the same."""
+    image = np.arange(len(found))
+    ranking = Ranking(image, np.tile(found[:, None], 10), np.zeros((len(found), 10), bool), np.ones(len(found), int))
+    value = float(ranking.precision(ranking.once)[0])
+    protocol = Protocol("drawn", "da7a", "test", "none", False, None, "none")
+    detected = replace(protocol, boxes=boxes, nms="none" if boxes == "none" else "oks 0.9")
+    return Evaluation(
+        split="test", dataset="drawn", people=len(found), image_ids=image, confidence=0.95, resamples=100, joints=(),
+        limbs=(), metrics=dict.fromkeys(metrics, value), intervals=dict.fromkeys(metrics, (value, value)),
+        baselines={}, per_joint={}, per_joint_intervals={}, per_limb={}, curves={}, per_image={}, not_applicable=(),
+        rankings=dict.fromkeys(metrics, ranking), protocols={"": protocol, "_detected": detected},
+    )  # fmt: skip
+
+
+FEW, MANY = np.arange(60) % 3 == 0, np.arange(60) % 3 < 2
+
+
+def test_only_a_detector_is_judged_by_its_boxes(factory: Callable) -> None:
+    detector, scene = factory(), factory()
+    boxes = promote(detector, detector.offer(people(MANY, "none", ("box_ap",))), metric="oks_ap_detected")
+    assert (boxes.promoted, boxes.metric) == (True, "box_ap")
+    poses = promote(scene, scene.offer(people(MANY, "none", ("box_ap", "oks_ap"))), metric="oks_ap_detected")
+    assert (poses.promoted, poses.metric) == (False, "oks_ap_detected")
+
+
+def test_a_champion_of_other_boxes_is_measured_again_in_the_challengers(factory: Callable) -> None:
+    models = factory()
+    params = PARAMS.model_copy(update={"metric": "oks_ap_detected"})
+    old = models.offer(people(FEW, "detected 0123"))
+    assert promote(models, old, metric="oks_ap_detected").promoted
+    challenger = models.offer(people(MANY, "detected 4567"))
+
+    def decide(again: Evaluation):
+        return models.registry.promote(models.name, challenger.version, params, "t", "w", lambda bundle: again)
+
+    unmeasured = decide(people(FEW, "detected 4567", ("oks_ap",)))
+    assert not unmeasured.promoted
+    assert "champion 1 was evaluated anew and not measured by oks_ap_detected" in unmeasured.reason
+    elsewhere = decide(people(FEW, "detected 0123"))
+    assert not elsewhere.promoted
+    assert "boxes detected 4567 here, detected 0123 there" in elsewhere.reason
+    assert decide(people(FEW, "detected 4567")).promoted
+
+
+def test_a_scene_system_takes_over_from_one_that_is_told_by_a_detector(factory: Callable) -> None:
+    top_down, scene = factory(), factory()
+    dataset = scene.name.removeprefix("pose-") + "-data"
+    candidates = [
+        top_down.offer(people(FEW, "detected 0123")),
+        scene.offer(people(MANY, "none")),
+    ]
+    params = PARAMS.model_copy(update={"metric": "oks_ap_detected"})
+    first = scene.registry.promote_dataset(dataset, candidates[:1], params, "me", "nightly")
+    assert first.promoted
+    second = scene.registry.promote_dataset(dataset, candidates, params, "me", "nightly")
+    assert second.promoted
+    assert scene.registry.resolve(f"pose-{dataset}@champion").tags["origin"] == candidates[1].uri
 
 
 def test_a_damaged_challenger_is_never_promoted(factory: Callable) -> None:
