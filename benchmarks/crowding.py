@@ -16,7 +16,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,8 +28,7 @@ from PIL import Image
 from pose.config import SyntheticParams
 from pose.data import synthetic
 from pose.inference.choice import choose, system_of
-from pose.inference.pipelines import Boxes, DetectedBoxes, Pipeline, TopDown
-from pose.inference.scene_model import SceneModel
+from pose.inference.pipelines import Boxes, Pipeline, TopDown
 from pose.progress import say, track
 
 PEOPLE = (1, 2, 5, 10, 20)
@@ -48,7 +47,7 @@ class Picture:
 class TrueBoxes:
     """Looks for people as a detector must, and then knows where they are."""
 
-    detector: DetectedBoxes
+    detector: Callable[[Sequence[Image.Image], Sequence[int]], list[Boxes]]
     known: dict[int, np.ndarray]
     """Boxes by image id."""
 
@@ -126,7 +125,6 @@ def main() -> None:
     arguments = parser.parse_args()
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before ONNX Runtime counts cores
     torch.set_num_threads(1)
-    detector = DetectedBoxes(SceneModel.load(arguments.detector), arguments.min_score)
     models: dict[str, Pipeline] = {}
     known: dict[int, np.ndarray] = {0: np.array([[0, 0, SIDE, SIDE]], np.float32)}
     for folder in arguments.models:
@@ -135,7 +133,7 @@ def main() -> None:
         if name in models:
             parser.error(f"{folder} is a second {name}; give one model of each system")
         if isinstance(pipeline, TopDown):
-            pipeline = replace(pipeline, boxes=TrueBoxes(detector, known))
+            pipeline = replace(pipeline, boxes=TrueBoxes(pipeline.boxes, known))
         models[name] = pipeline
     skeletons = {model.model.skeleton.name for model in models.values()}
     if len(skeletons) > 1:

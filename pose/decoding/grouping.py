@@ -220,7 +220,7 @@ def links(candidates: Candidates, fields: np.ndarray, limbs: np.ndarray, joints:
     weak = np.sort(dots[going], axis=1)[:, : rules.scored].mean(axis=1)
     scores = np.zeros(len(limb), np.float32)
     scores[going] = weak + np.minimum(rules.longest * max(height, width) * scale[going] - 1, 0)
-    scores[length <= rules.touching] = np.maximum(scores[length <= rules.touching], TOUCH)
+    scores = np.where(length <= rules.touching, np.maximum(scores, np.float32(TOUCH)), scores)
     counts = np.flatnonzero(scores > 0)
     return Links(limb[counts], starts[counts], ends[counts], scores[counts])
 
