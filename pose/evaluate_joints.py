@@ -79,7 +79,11 @@ def evaluate(
         limbs=tuple(limb for limb, _, _ in skeleton.pcp_limbs),
         metrics=metrics,
         intervals=intervals,
-        baselines=_baselines(metrics, truth, visible, train_info.presence_rate),
+        baselines={
+            MEAN_POSE: {name: metrics[f"{MEAN_POSE}_{name}"] for name in coordinates}
+            | _presence(floor, truth, train_info.presence_rate),
+            ALWAYS_VISIBLE: _presence(visible, truth, train_info.presence_rate),
+        },
         per_joint=table | _joint_rates(truth, coordinate_counts(floor, truth, skeleton)),
         per_joint_intervals=table_intervals,
         per_limb={name: _ratio(coordinates[name]) for name in ("pcp_strict", "pcp_loose")},
@@ -114,7 +118,10 @@ def coordinate_counts(predictions: People, truth: People, skeleton: Skeleton) ->
 
 
 def mean_pose_people(truth: People, train_info: DatasetInfo) -> People:
-    """The baseline that looks at nothing: the train split's mean pose laid into each person's view."""
+    """The baseline that looks at nothing: the train split's mean pose laid into each person's view.
+
+    Its presence is how often each joint is visible in training.
+    """
     sizes = truth.image_sizes.astype(np.float64)
     if train_info.crop.view == "image":
         keypoints = train_info.mean_pose * sizes[:, None, :]
@@ -123,7 +130,8 @@ def mean_pose_people(truth: People, train_info: DatasetInfo) -> People:
         side = train_info.crop.margin * (high - low).max(axis=1)[:, None, None]
         centre = (low + high)[:, None, :] / 2
         keypoints = centre + (train_info.mean_pose_crop / train_info.crop.size - 0.5) * side
-    return replace(truth, keypoints=keypoints, scores=np.ones_like(truth.scores))
+    rates = np.broadcast_to(train_info.presence_rate, truth.presence.shape).astype(np.float32)
+    return replace(truth, keypoints=keypoints, scores=np.ones_like(truth.scores), presence=rates)
 
 
 def _require_numbers(predictions: People, train_info: DatasetInfo) -> None:
@@ -195,19 +203,13 @@ def _absent_ap(
     return value, bootstrap.percentiles(np.concatenate(drawn), confidence)
 
 
-def _baselines(
-    metrics: dict[str, float], truth: People, visible: People, rate: np.ndarray
-) -> dict[str, dict[str, float]]:
-    """Figures of the two baselines under the metrics' own names."""
-    prefix = f"{MEAN_POSE}_"
-    scores, absent = presence.absent_ranking(visible, truth)
+def _presence(baseline: People, truth: People, rate: np.ndarray) -> dict[str, float]:
+    """The presence figures of people, without intervals, under the metrics' names."""
+    scores, absent = presence.absent_ranking(baseline, truth)
     return {
-        MEAN_POSE: {name.removeprefix(prefix): v for name, v in metrics.items() if name.startswith(prefix)},
-        ALWAYS_VISIBLE: {
-            "presence_accuracy": metrics[f"{ALWAYS_VISIBLE}_accuracy"],
-            "presence_balanced_accuracy": float(_ratio(_by_class(presence.recalls(visible, truth, rate))).mean()),
-            "presence_absent_ap": float(presence.average_precision(scores.ravel(), absent.ravel())[0]),
-        },
+        "presence_accuracy": float(_ratio(_columns(presence.accuracy(baseline, truth)))[0]),
+        "presence_balanced_accuracy": float(_ratio(_by_class(presence.recalls(baseline, truth, rate))).mean()),
+        "presence_absent_ap": float(presence.average_precision(scores.ravel(), absent.ravel())[0]),
     }
 
 

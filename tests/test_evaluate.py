@@ -72,7 +72,7 @@ def scene() -> tuple[People, People, DatasetInfo]:
 def test_every_metric_has_an_interval_around_it(scene):
     evaluation = evaluate(*scene[:2], LSP14, PARAMS, scene[2])
     single = {name for name in DEFINITIONS if not name.startswith(("oks_", "box_"))}
-    expected = single | {f"mean_pose_{name}" for name in evaluation.baselines["mean_pose"]}
+    expected = single | {f"mean_pose_{n}" for n in evaluation.baselines["mean_pose"] if not n.startswith("presence_")}
     assert set(evaluation.metrics) == expected == set(evaluation.intervals)
     for name, value in evaluation.metrics.items():
         low, high = evaluation.intervals[name]
@@ -114,6 +114,23 @@ def test_the_truth_itself_is_perfect_and_the_mean_pose_is_its_baseline(scene):
     floor = evaluate(mean_pose_people(truth, info), truth, LSP14, PARAMS, info)
     assert floor.metrics["pck_image_12"] == floor.metrics["mean_pose_pck_image_12"]
     assert perfect.baselines["mean_pose"]["pck_image_12"] == floor.metrics["pck_image_12"]
+
+
+def test_the_baseline_that_looks_at_nothing_knows_how_often_each_joint_is_visible(scene):
+    _, truth, info = scene
+    rates = np.linspace(0.1, 0.9, 14)
+    drawn = np.random.default_rng(1).random(truth.presence.shape) < rates
+    hidden = replace(truth, presence=drawn.astype(np.float32))
+    info = replace(info, presence_rate=drawn.mean(axis=0, dtype=np.float64))
+    floor = evaluate(*[hidden] * 2, LSP14, PARAMS, info).baselines["mean_pose"]
+    assert floor["presence_balanced_accuracy"] == 0.5
+    assert floor["presence_accuracy"] == pytest.approx(np.maximum(drawn.mean(axis=0), 1 - drawn.mean(axis=0)).mean())
+    absent = (~drawn).sum(axis=0)
+    # The oftenest absent joints are taken first, joints of one share together.
+    taken = [absent >= least for least in np.unique(absent)[::-1]]
+    precisions = [absent[joints].sum() / (len(drawn) * joints.sum()) for joints in taken]
+    gained = np.diff([0, *(absent[joints].sum() for joints in taken)]) / absent.sum()
+    assert floor["presence_absent_ap"] == pytest.approx((gained * precisions).sum())
 
 
 def test_a_system_without_a_presence_head_says_nothing_about_presence(scene):

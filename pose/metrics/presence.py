@@ -32,8 +32,10 @@ def recalls(predictions: People, truth: People, rate: np.ndarray) -> Counts:
     """
     require_same_people(predictions, truth)
     visible = truth.presence > THRESHOLD
-    # A joint never visible in training is not taken as visible at probability 0.
-    said = predictions.presence >= np.maximum(rate, np.finfo(np.float32).tiny)
+    # A joint never visible in training is not taken as visible at probability 0. Both in one precision, so that the
+    # share itself reaches it.
+    least = np.maximum(rate, np.finfo(np.float32).tiny).astype(predictions.presence.dtype)
+    said = predictions.presence >= least
     of_class = np.stack([visible, ~visible], axis=2).astype(np.float64)
     return (said == visible)[..., None] * of_class, of_class
 

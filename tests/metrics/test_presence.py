@@ -29,7 +29,7 @@ def test_accuracy_and_recalls_agree_with_counting(pair):
     right, all_flags = presence.accuracy(predictions, truth)
     assert right.sum() == sum(actual == said for actual, said in outcomes)
     assert all_flags.sum() == len(outcomes)
-    rate = np.linspace(0.3, 0.9, 14)
+    rate = np.linspace(0.3, 0.9, 14, dtype=np.float32)
     outcomes = [
         (bool(truth.presence[n, k]), bool(predictions.presence[n, k] >= rate[k]))
         for n in range(len(truth))
