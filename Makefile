@@ -28,6 +28,10 @@ bench: $(STAMP)  ## ratios: engine against a bare loop, loader against per-image
 	@$(BIN)/python -m benchmarks.engine --recipe modern --threads 1
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m dvc repro prepare@demo
 	@$(BIN)/python -m benchmarks.loader --data data/prepared/demo
+	@if [ -z "$$POSE_MIRROR" ]; then echo "the loader on real images is left out: POSE_MIRROR is not set"; \
+	else for name in lspet coco; do \
+		PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m dvc repro prepare@$$name && $(BIN)/python -m benchmarks.loader \
+			--data data/prepared/$$name --source "$$(ls -td data/unpacked/$$name-* | head -n 1)" || exit; done; fi
 	@$(BIN)/python -m benchmarks.decoding
 	@$(BIN)/python -m benchmarks.pose_nms
 	@$(BIN)/python -m benchmarks.oks_nms

@@ -41,8 +41,8 @@ class PresenceCoordinates(nn.Module):
         self.coordinates = head([hidden[0], *coordinate_hidden], 2 * joints, dropout)
         for part in (self.fc1, self.presence, self.coordinates):
             initialise(part)
-        initialise_output(_last(self.presence), std=0.01, bias=0.0)
-        initialise_output(_last(self.coordinates), std=0.001, bias=0.5)
+        initialise_output(last(self.presence), std=0.01, bias=0.0)
+        initialise_output(last(self.coordinates), std=0.001, bias=0.5)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """See the class."""
@@ -80,7 +80,8 @@ def coordinates_loss(coordinates: Tensor, batch: Batch) -> Tensor:
     return error.square().sum() / (2 * mask.sum()).clamp(min=1)
 
 
-def _last(layers: nn.Sequential) -> nn.Linear:
-    last = layers[-1]
-    assert isinstance(last, nn.Linear)
-    return last
+def last(layers: nn.Sequential) -> nn.Linear:
+    """The output layer of a head."""
+    layer = layers[-1]
+    assert isinstance(layer, nn.Linear)
+    return layer

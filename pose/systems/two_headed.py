@@ -9,15 +9,16 @@ AlexNet and VGG), every width, and all of SGD's rates: those are ours, in params
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pose.config import Count, SystemParams
+from pose.config import Count, PhaseParams, SystemParams
 from pose.data.batch import Batch
-from pose.layers.presence_coordinates import PresenceCoordinates, coordinates_loss, presence_loss
+from pose.layers.presence_coordinates import PresenceCoordinates, coordinates_loss, last, presence_loss
 from pose.systems.base import Joints, System
 
 Dropout = Annotated[float, Field(ge=0, lt=1)]
@@ -56,6 +57,25 @@ class TwoHeaded(System):
             "presence": [network.presence],
             "coordinates": [network.coordinates],
         }
+
+    @torch.no_grad()
+    def begin_phase(self, phase: PhaseParams, batches: Callable[[], Iterator[Batch]] | None) -> None:
+        """Where presence is first learnt, its answer starts at how often each joint is visible in training.
+
+        So the first steps go into what tells images apart and not into nine of ten joints being visible. Odds are
+        bounded for joints that are always or never visible.
+        """
+        first = next((p for p in self.params.chosen.phases if "presence" in p.losses), None)
+        if batches is None or phase != first:
+            return
+        people, visible = 0, torch.zeros(self.skeleton.size, dtype=torch.float64)
+        for batch in batches():
+            people += len(batch.presence)
+            visible += batch.presence.sum(dim=0, dtype=torch.float64).cpu()
+        network = self.network
+        assert isinstance(network, PresenceCoordinates)
+        bias = last(network.presence).bias
+        bias.copy_(torch.logit((visible + 0.5) / (people + 1)))
 
     def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """Presence: mean sigmoid cross-entropy. Coordinates: masked mean squared error in shares of the side."""

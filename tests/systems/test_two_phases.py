@@ -60,3 +60,22 @@ def test_each_term_reaches_its_own_head_and_the_trunk(tiny, random_batch, name):
             p.grad.any() for module in (*system.groups["trunk"], *system.groups[term]) for p in module.parameters()
         )
         assert all(p.grad is None for module in system.groups[other] for p in module.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_presence_starts_at_each_joints_share_in_training(tiny, random_batch, name):
+    system = tiny(name)
+    batches = [random_batch(system) for _ in range(3)]
+    first, second = system.params.chosen.phases
+    before = {key: value.clone() for key, value in system.network.state_dict().items()}
+    system.begin_phase(first, lambda: iter(batches))
+    presence = torch.cat([batch.presence for batch in batches])
+    answered = torch.sigmoid(system.network.eval()(batches[0].images)["presence"])
+    shares = (presence.sum(dim=0) + 0.5) / (len(presence) + 1)
+    assert torch.allclose(answered, shares.expand_as(answered), atol=0.05)
+    changed = [key for key, value in system.network.state_dict().items() if not torch.equal(value, before[key])]
+    assert len(changed) == 1
+    learnt = {key: value.clone() for key, value in system.network.state_dict().items()}
+    system.begin_phase(second, lambda: iter(batches[:1]))
+    system.begin_phase(first, None)  # resumed: what was learnt stays
+    assert all(torch.equal(value, learnt[key]) for key, value in system.network.state_dict().items())
