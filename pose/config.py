@@ -224,6 +224,11 @@ class SystemParams(Strict):
         """The recipe that `recipe` names."""
         return self.recipes[self.recipe]
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What a training reads besides the dataset."""
+        return ()
+
 
 # ---------------------------------------------------------------- engine and pipeline
 

@@ -12,20 +12,19 @@ from pose.config import EvaluationParams
 from pose.data.detections import read as read_detections
 from pose.data.scenes import SceneSplit
 from pose.data.shards import DatasetInfo, Split, describe
-from pose.decoding import oks_nms
 from pose.digests import file_sha256
 from pose.errors import ConfigError
 from pose.evaluate_joints import MEAN_POSE, PRESENCE_METRICS, SINGLE_PERSON, evaluate, mean_pose_people
 from pose.evaluate_oks import box_figures, figures, precision, read_truth
 from pose.evaluation import Evaluation
-from pose.metrics.truth import Truth, sigmas_of
+from pose.metrics.truth import Truth
 from pose.people import People
 from pose.predictions import best_in_each, predict, predict_boxes
 from pose.protocol import NO_BOXES, TRUE_BOXES, Protocol, data_version
 from pose.skeleton import Skeleton, skeleton_named
 from pose.systems.base import System
 
-__all__ = ["evaluate", "evaluate_system", "mean_pose_people", "predict", "thinned", "with_oks"]
+__all__ = ["evaluate", "evaluate_system", "mean_pose_people", "predict", "with_oks"]
 
 DETECTED = "_detected"
 """Ends the name of an end-to-end figure: of poses in detected boxes, or of a system that finds people by itself."""
@@ -58,7 +57,9 @@ def evaluate_system(
         predictions = predict(system, crops, batch_size)
         learns_presence = "presence" in system.loss_terms
         evaluation = evaluate(predictions, crops.truth(), system.skeleton, params, info, presence_head=learns_presence)
-        found = thinned(predictions, system.skeleton)
+        # An annotated box is there for certain.
+        boxed = replace(predictions, person_scores=np.ones(len(predictions), np.float32))
+        found = system.settling.people(boxed, system.skeleton)
     if system.finds_joints:
         evaluation = with_oks(evaluation, found, annotated, system.skeleton, params, protocol)
         if system.view == "scene" and info.crop.view == "person":
@@ -67,7 +68,8 @@ def evaluate_system(
     if detections is not None and system.view == "person" and info.crop.view == "person":
         images = SceneSplit.open(directory, params.split)
         boxes = read_detections(detections, images.image_ids.tolist())
-        detected = thinned(predict_boxes(system, images, boxes, info.crop, batch_size), system.skeleton)
+        poses = predict_boxes(system, images, boxes, info.crop, batch_size)
+        detected = system.settling.people(poses, system.skeleton)
         source = replace(protocol, boxes=f"detected {file_sha256(detections)[:12]}")
         evaluation = with_oks(evaluation, detected, annotated, system.skeleton, params, source, DETECTED)
     return replace(evaluation, protocols={"": protocol, **evaluation.protocols}), predictions
@@ -83,13 +85,8 @@ def protocol_of(system: System, directory: Path, split: str, info: DatasetInfo) 
         boxes=NO_BOXES if whole else TRUE_BOXES,
         flip_test=bool(getattr(system.params, "flip_test", False)),
         sigmas=system.skeleton.oks_sigmas,
-        nms="none" if whole else f"oks {oks_nms.THRESHOLD:g}",
+        nms="none" if whole else system.settling.name,
     )
-
-
-def thinned(people: People, skeleton: Skeleton) -> People:
-    """Without those whose pose is nearly that of somebody more confident in the same image."""
-    return people.select(oks_nms.suppress(people, sigmas_of(skeleton)))
 
 
 def with_oks(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,6 @@ from pose.data.detections import Detections
 from pose.data.loader import Loader
 from pose.data.scenes import SceneLoader, SceneSplit
 from pose.data.shards import Row, Split, write_shards
-from pose.decoding.oks_nms import rescored
 from pose.errors import DataError
 from pose.people import People
 from pose.progress import track
@@ -46,7 +46,7 @@ def predict(system: System, split: Split | SceneSplit, batch_size: int = 64, thr
 def predict_boxes(
     system: System, images: SceneSplit, detected: Detections, crop: CropParams, batch_size: int = 64
 ) -> People:
-    """The person-view system's poses in detected boxes, one per box, scored box x mean joint.
+    """The person-view system's poses in detected boxes, one per box; person scores are the boxes'.
 
     Crops are cut from the stored scenes, so that they are no sharper than these. Raises DataError for a box of another
     image or without area.
@@ -66,7 +66,7 @@ def predict_boxes(
         rows = _cut(images, detected, order, place, crop)
         write_shards(rows, Path(folder), "boxes", ROWS_PER_SHARD, images.skeleton, crop)
         people = predict(system, Split.open(Path(folder), "boxes"), batch_size)
-    return rescored(people, detected.scores[order])
+    return replace(people, person_scores=detected.scores[order].astype(np.float32))
 
 
 def nobody(joints: int) -> People:

@@ -54,14 +54,14 @@ class Protocol:
         return {name: (ours[name], theirs[name]) for name in ours if ours[name] != theirs[name]}
 
     def rivals(self, other: Protocol) -> bool:
-        """Whether the better figure is the better model. Flip testing is part of a model, in its network and export.
+        """Whether the better figure is the better model. Flip testing and what thins out poses are part of a model.
 
-        Beside who finds people by itself, so are a detector's boxes and what thins out the poses in them: both are
-        end to end. Annotated boxes are a gift, and those of two detectors compare the detectors.
+        Beside who finds people by itself, so are a detector's boxes: both are end to end. Annotated boxes are a gift,
+        and those of two detectors compare the detectors.
         """
         boxes = {self.boxes, other.boxes}
         end_to_end = NO_BOXES in boxes and TRUE_BOXES not in boxes
-        return set(self.differences(other)) <= {"flip_test", *(("boxes", "nms") if end_to_end else ())}
+        return set(self.differences(other)) <= {"flip_test", "nms", *(("boxes",) if end_to_end else ())}
 
 
 def data_version(directory: Path) -> str:

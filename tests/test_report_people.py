@@ -12,7 +12,8 @@ from rich.console import Console
 
 from pose.config import CropParams, EvaluationParams
 from pose.data.shards import DatasetInfo
-from pose.evaluate import evaluate, thinned, with_oks
+from pose.decoding.settling import BY_OKS
+from pose.evaluate import evaluate, with_oks
 from pose.evaluate_oks import box_figures
 from pose.evaluation import Evaluation
 from pose.metrics.truth import Truth, read
@@ -82,7 +83,8 @@ def printed(entries: list[Entry]) -> str:
 def entries() -> list[Entry]:
     people, truth = crowd()
     top_down = evaluate(noisy(people, 4), people, LSP14, PARAMS, info(people), presence_head=False)
-    top_down = with_oks(top_down, thinned(noisy(people, 4), LSP14), truth, LSP14, PARAMS, PROTOCOL)
+    settled = BY_OKS.people(replace(noisy(people, 4), person_scores=np.ones(len(people), np.float32)), LSP14)
+    top_down = with_oks(top_down, settled, truth, LSP14, PARAMS, PROTOCOL)
     detected = replace(PROTOCOL, boxes="detected 0123456789ab")
     top_down = with_oks(
         top_down, noisy(people, 4).select(np.arange(1, 30)), truth, LSP14, PARAMS, detected, "_detected"

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from pose.bundle import require_model
 from pose.data.detections import Detections
+from pose.decoding.settling import BY_OKS
 from pose.errors import ConfigError
 from pose.inference.pipelines import DetectedBoxes, EndToEnd, GivenBoxes, Pipeline, SinglePerson, TopDown
 from pose.inference.predictor import Predictor
 from pose.inference.scene_model import SceneModel
-from pose.inference.settling import settling
 from pose.systems import SYSTEMS
 
 
@@ -36,8 +36,9 @@ def choose(
             f"{predictor.name} was trained on whole images with one person in each and cannot look into boxes; leave "
             "--detector and --boxes away, or choose a model trained on the view 'person' (`crop.view` of its dataset)"
         )
+    settle = (SYSTEMS[name].settling if name in SYSTEMS else BY_OKS).people
     if boxes is not None:
-        return TopDown(predictor, GivenBoxes(boxes), settling(name))
+        return TopDown(predictor, GivenBoxes(boxes), settle)
     assert detector is not None
     found, scene = system_of(detector)
     if not scene:
@@ -45,7 +46,7 @@ def choose(
             f"{found} ({detector}) finds one person's joints, not where people are; --detector takes a scene model "
             "such as person_detector or keypoint_rcnn"
         )
-    return TopDown(predictor, DetectedBoxes(SceneModel.load(detector), min_score), settling(name))
+    return TopDown(predictor, DetectedBoxes(SceneModel.load(detector), min_score), settle)
 
 
 def system_of(folder: Path) -> tuple[str, bool]:

@@ -33,6 +33,7 @@ from pose.data.batch import Batch
 from pose.decoding.dark import dark
 from pose.decoding.peaks import highest, mass, quarter
 from pose.decoding.proposals import Offsets, match, shift_edges
+from pose.decoding.settling import BY_POSE_NMS, Settling
 from pose.errors import ConfigError
 from pose.layers import heatmaps
 from pose.layers.fastpose import FastPose
@@ -88,6 +89,16 @@ class AlphaPoseParams(SystemParams):
         return self.recipes[self.recipe]
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The detections that proposals are fitted to. ConfigError where there is no such file."""
+        if self.proposals is None or self.proposals.detections is None:
+            return ()
+        path = ROOT / self.proposals.detections
+        if not path.is_file():
+            raise ConfigError(f"systems.alphapose.proposals.detections is {path}; there is no such file")
+        return (path,)
+
+    @property
     def map_size(self) -> tuple[int, int]:
         """Width and height of the maps in cells."""
         width, height = self.input_size
@@ -115,6 +126,7 @@ class AlphaPose(System):
     """RMPE. Outputs {"maps": [B, K, h, w], "theta": [B, 2, 3]} and, where the twin is asked, "parallel"."""
 
     Params = AlphaPoseParams
+    settling: ClassVar[Settling] = BY_POSE_NMS
     loss_terms: ClassVar[tuple[str, ...]] = ("maps", "parallel")
     card: ClassVar[Card] = Card(
         title="RMPE / AlphaPose",
@@ -158,7 +170,7 @@ class AlphaPose(System):
         if self._asks_twin:
             network.twin.follow(network.pose)
         if self._moves_boxes and p.proposals.detections is not None:
-            network.learn(self._offsets(ROOT / p.proposals.detections, batches()))
+            network.learn(self._offsets(p.files[0], batches()))
 
     def _offsets(self, detections: Path, batches: Iterator[Batch]) -> Offsets:
         """The mixtures of the detector whose results on the training split these are."""

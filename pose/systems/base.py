@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pose.config import PhaseParams, SystemParams
 from pose.data import augment, scenes
 from pose.data.batch import Batch
+from pose.decoding.settling import BY_OKS, Settling
 from pose.errors import ConfigError
 from pose.people import People
 from pose.skeleton import Skeleton
@@ -53,6 +54,8 @@ class System(ABC):
     """False for a detector: its people are boxes alone."""
     card: ClassVar[Card]
     Params: ClassVar[type[SystemParams]]
+    settling: ClassVar[Settling] = BY_OKS
+    """Of a person view: how its poses in boxes become people."""
 
     def __init__(self, params: Any, skeleton: Skeleton) -> None:
         self.params = params

@@ -18,7 +18,7 @@ from pose.digests import file_sha256, json_sha256
 from pose.errors import ConfigError, TrainingError
 from pose.systems import SYSTEMS
 
-NUMERIC_PACKAGES = ("torch", "numpy", "pillow")
+NUMERIC_PACKAGES = ("torch", "torchvision", "numpy", "pillow")
 """Their versions may change a trained weight."""
 
 NUMERIC_CODE = (
@@ -109,6 +109,7 @@ class TrainingSpec:
             },
             "seed": self.params.seed,
             "data": self.data_hash,
+            "files": [file_sha256(path) for path in self.system_params.files],
             "code": code_digest(self.system),
             "versions": {name: importlib.metadata.version(name) for name in NUMERIC_PACKAGES},
         }

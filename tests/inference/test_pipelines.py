@@ -14,6 +14,7 @@ from PIL import Image
 from pose.config import CropParams
 from pose.data.batch import SceneBatch
 from pose.data.detections import ordered
+from pose.decoding.settling import BY_OKS, BY_POSE_NMS
 from pose.errors import DataError
 from pose.inference import frames as framing
 from pose.inference.frames import Frame, PictureFile
@@ -21,10 +22,10 @@ from pose.inference.pipelines import DetectedBoxes, EndToEnd, GivenBoxes, Single
 from pose.inference.predictor import Predictor
 from pose.inference.run import Outcome, entries, numbered, run
 from pose.inference.scene_model import SceneModel
-from pose.inference.settling import by_oks, by_pose_nms, settling
 from pose.inference.video import Video
 from pose.people import People
-from pose.skeleton import COCO17
+from pose.skeleton import COCO17, LSP14
+from pose.systems import SYSTEMS
 
 K = COCO17.size
 
@@ -85,7 +86,7 @@ def test_given_boxes_find_their_people(person: Predictor) -> None:
     crowd = [(60, 50), (200, 120), (300, 200)]
     pictures = [lights((400, 300), crowd), lights((100, 100), []), lights((100, 90), [(50, 40)])]
     boxes = given({7: around(crowd), 9: around([(50, 40)])})
-    people = TopDown(person, boxes, by_oks)(pictures, [7, 8, 9])
+    people = TopDown(person, boxes, BY_OKS.people)(pictures, [7, 8, 9])
     assert people.image_ids.tolist() == [7, 7, 7, 9]
     assert people.image_sizes.tolist() == [[400, 300]] * 3 + [[100, 90]]
     found = middle(people)
@@ -98,22 +99,32 @@ def test_one_person_in_two_boxes_is_one(person: Predictor) -> None:
     place = [(60, 50)]
     boxes = given({1: np.concatenate([around(place, 20), around(place, 21), around([(160, 50)], 20)])})
     picture = lights((220, 100), [(60, 50), (160, 50)])
-    assert len(TopDown(person, boxes, by_oks)([picture], [1])) == 2
-    assert len(TopDown(person, boxes, by_pose_nms)([picture], [1])) == 2
+    assert len(TopDown(person, boxes, BY_OKS.people)([picture], [1])) == 2
+    assert len(TopDown(person, boxes, BY_POSE_NMS.people)([picture], [1])) == 2
     assert len(TopDown(person, boxes, lambda people, skeleton: people)([picture], [1])) == 3
 
 
 def test_rmpe_settles_by_its_own_nms() -> None:
-    assert settling("alphapose") is by_pose_nms
-    assert settling("simple_baseline") is by_oks
+    assert {name for name, system in SYSTEMS.items() if system.settling is BY_POSE_NMS} == {"alphapose"}
+    assert SYSTEMS["simple_baseline"].settling is BY_OKS
+
+
+def test_nobody_is_lost_for_a_low_score(person: Predictor) -> None:
+    faint = People(
+        np.zeros(2, np.int64), np.full((2, 2), 200, np.float32), 5 * np.arange(56, dtype=np.float32).reshape(2, 14, 2),
+        np.full((2, 14), 0.05, np.float32), np.zeros((2, 14), np.float32),
+        np.array([[0, 0, 60, 60], [100, 100, 180, 190]], np.float32), np.array([0.1, 0.9], np.float32),
+    )  # fmt: skip
+    for settling in (BY_OKS, BY_POSE_NMS):
+        assert len(settling.people(faint, LSP14)) == 2
 
 
 def test_nobody_is_no_error(person: Predictor) -> None:
     picture = lights((100, 80), [])
     for pipeline in (
-        TopDown(person, given({1: np.zeros((0, 4))}), by_oks),
-        TopDown(person, given({1: np.zeros((0, 4))}), by_pose_nms),
-        TopDown(person, DetectedBoxes(finder({}, []), 0.3), by_oks),
+        TopDown(person, given({1: np.zeros((0, 4))}), BY_OKS.people),
+        TopDown(person, given({1: np.zeros((0, 4))}), BY_POSE_NMS.people),
+        TopDown(person, DetectedBoxes(finder({}, []), 0.3), BY_OKS.people),
         EndToEnd(finder({}, [])),
     ):
         people = pipeline([picture, picture], [1, 2])
@@ -123,14 +134,14 @@ def test_nobody_is_no_error(person: Predictor) -> None:
 
 def test_boxes_outside_the_picture_show_nobody(person: Predictor) -> None:
     boxes = np.array([[-50, 10, -10, 60], [10, 200, 50, 300], [99.5, 0, 150, 50], [-15, 5, 55, 75], [30, 30, 30, 60]])
-    people = TopDown(person, given({1: boxes}), by_oks)([lights((100, 80), [(20, 40)])], [1])
+    people = TopDown(person, given({1: boxes}), BY_OKS.people)([lights((100, 80), [(20, 40)])], [1])
     assert people.boxes.tolist() == [[-15, 5, 55, 75]]  # its own coordinates, though it reaches over the edge
     np.testing.assert_allclose(middle(people), [[20, 40]], atol=0.5)
 
 
 def test_sixty_people_in_one_picture(person: Predictor) -> None:
     crowd = [(40 + 60 * (n % 10), 40 + 60 * (n // 10)) for n in range(60)]
-    people = TopDown(person, given({1: around(crowd)}), by_oks)([lights((660, 400), crowd)], [1])
+    people = TopDown(person, given({1: around(crowd)}), BY_OKS.people)([lights((660, 400), crowd)], [1])
     assert len(people) == 60
     found = {tuple(point) for point in np.round(middle(people)).astype(int).tolist()}
     assert found == set(crowd)
@@ -140,10 +151,10 @@ def test_detector_boxes_are_looked_into(person: Predictor) -> None:
     crowd = [(60, 50), (200, 120)]
     model = finder({0: around(crowd), 1: around([(30, 30)])}, scores=[0.9, 0.2])
     pictures = [lights((300, 200), crowd), lights((60, 60), [(30, 30)])]
-    people = TopDown(person, DetectedBoxes(model, 0.3), by_oks)(pictures, [11, 12])
+    people = TopDown(person, DetectedBoxes(model, 0.3), BY_OKS.people)(pictures, [11, 12])
     assert people.image_ids.tolist() == [11, 12]
     np.testing.assert_allclose(middle(people), [(60, 50), (30, 30)], atol=0.5)
-    everyone = TopDown(person, DetectedBoxes(model, 0.0), by_oks)(pictures, [11, 12])
+    everyone = TopDown(person, DetectedBoxes(model, 0.0), BY_OKS.people)(pictures, [11, 12])
     assert everyone.image_ids.tolist() == [11, 11, 12]
     np.testing.assert_allclose(everyone.person_scores, [0.45, 0.1, 0.45], rtol=1e-6)
 

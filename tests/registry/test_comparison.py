@@ -95,7 +95,7 @@ WHOLE = replace(PROTOCOL, boxes="none", nms="none")
         (DETECTED, replace(DETECTED, boxes="detected 4567"), False),
         (PROTOCOL, WHOLE, False),
         (PROTOCOL, DETECTED, False),
-        (DETECTED, replace(DETECTED, nms="none"), False),
+        (DETECTED, replace(DETECTED, nms="pose nms, released"), True),
         (DETECTED, replace(WHOLE, split="val"), False),
     ],
 )
