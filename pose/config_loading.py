@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -124,36 +125,26 @@ def _set(tree: dict[str, Any], text: str, origins: dict) -> None:
     _without_data({path[0]: None}, f"--set {text}")
     node: Any = tree
     for depth, step in enumerate(path[:-1]):
-        if isinstance(node, list):
-            node = _list_entry(node, step, text)
-            continue
-        if step not in node:
-            dotted = ".".join(path[: depth + 1])
+        dotted = ".".join(path[: depth + 1])
+        if isinstance(node, dict) and step not in node:
             raise ConfigError(f"--set {text}: there is no key {dotted!r}{_nearest(step, node)}")
+        place = _list_index(node, step, dotted, text) if isinstance(node, list) else step
         # A copy of what may be shared through an anchor.
-        child = node[step]
-        node[step] = list(child) if isinstance(child, list) else dict(child) if isinstance(child, dict) else child
-        node = node[step]
+        node[place] = copy(node[place])
+        node = node[place]
         if not isinstance(node, (dict, list)):
-            raise ConfigError(f"--set {text}: {'.'.join(path[: depth + 1])} is a value, {node!r}, and has no keys")
-    parsed = read_yaml(value, f"--set {text}")
-    if isinstance(node, list):
-        node[_list_index(node, path[-1], text)] = parsed
-    else:
-        node[path[-1]] = parsed
-    origins[tuple(int(step) if step.isdigit() else step for step in path)] = f"--set {text}"
+            raise ConfigError(
+                f"--set {text}: {dotted} is {node!r}, a value that has no keys; expected --set {dotted}=value"
+            )
+    place = _list_index(node, path[-1], key, text) if isinstance(node, list) else path[-1]
+    node[place] = read_yaml(value, f"--set {text}")
+    origins[tuple(int(step) if step.isdecimal() else step for step in path)] = f"--set {text}"
 
 
-def _list_index(node: list, step: str, text: str) -> int:
-    if not step.isdigit() or int(step) >= len(node):
-        raise ConfigError(f"--set {text}: {step!r} is not an index into a list of {len(node)}")
+def _list_index(node: list, step: str, dotted: str, text: str) -> int:
+    if not step.isdecimal() or int(step) >= len(node):
+        raise ConfigError(f"--set {text}: there is no {dotted!r}, expected an index into a list of {len(node)}")
     return int(step)
-
-
-def _list_entry(node: list, step: str, text: str) -> Any:
-    index = _list_index(node, step, text)
-    node[index] = dict(node[index])
-    return node[index]
 
 
 def _validate(tree: dict[str, Any], origins: dict[KeyPath, str]) -> Params:
@@ -173,7 +164,7 @@ def _validate(tree: dict[str, Any], origins: dict[KeyPath, str]) -> Params:
 
 
 def _check_names(params: Params, origins: dict[KeyPath, str]) -> None:
-    """What one block says of another: the dataset, the architectures, what their phases train."""
+    """What a block says of others and of files: dataset, architectures, what their phases train, detections."""
     import torch
 
     from pose.skeleton import LSP14
@@ -184,6 +175,10 @@ def _check_names(params: Params, origins: dict[KeyPath, str]) -> None:
         _known("architectures", name, params.systems, origins, position)
         if name in params.architectures[:position]:
             raise ConfigError(f"architectures names {name!r} twice{_origin(('architectures',), origins)}")
+    boxes = params.detections_path
+    if boxes is not None and not boxes.is_file():
+        given, where = params.evaluation.detections, _origin(("evaluation", "detections"), origins)
+        raise ConfigError(f"evaluation.detections is {given!r}{where}: there is no such file, {boxes}")
     with torch.device("meta"):
         for name in params.architectures:
             create(name, params.systems[name], LSP14)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -33,12 +34,46 @@ def test_resolved_configuration_is_plain_and_complete() -> None:
     assert yaml.safe_load(yaml.safe_dump(resolved)) == resolved
 
 
-def test_overlay_changes_one_system_though_anchors_share_its_recipe() -> None:
-    plain = load()
-    changed = load(overrides=["systems.baseline1.recipes.paper.phases.0.epochs=3"])
-    assert changed.systems["baseline1"].recipes["paper"].phases[0].epochs == 3
+def test_override_changes_one_system_though_a_profile_shares_its_recipe() -> None:
+    plain = load("demo")
+    changed = load("demo", overrides=["systems.baseline1.recipes.modern.phases.0.epochs=3"])
+    assert changed.systems["baseline1"].recipes["modern"].phases[0].epochs == 3
     for name in ("baseline2", "alexnet", "vgg19"):
         assert changed.systems[name] == plain.systems[name]
+
+
+def test_params_have_no_anchors() -> None:
+    tokens = yaml.scan((ROOT / "params.yaml").read_text())
+    shared = [token for token in tokens if isinstance(token, (yaml.AnchorToken, yaml.AliasToken))]
+    assert [(token.value, token.start_mark.line + 1) for token in shared] == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("systems.baseline2.recipes.paper.batch_size", 32),
+        ("systems.vgg19.recipes.modern.batch_size", 32),
+        ("data.lspet.check.min_visible", 4),
+        ("data.coco.check.min_visible", 4),
+    ],
+)
+def test_dvc_changes_the_one_value_that_it_is_told_to(root: Path, key: str, value: int) -> None:
+    """What `dvc exp run -S` does before it runs anything."""
+    from dvc.utils.hydra import apply_overrides
+
+    plain = leaves(yaml.safe_load((root / "params.yaml").read_text()))
+    apply_overrides(root / "params.yaml", [f"{key}={value}"])
+    changed = leaves(yaml.safe_load((root / "params.yaml").read_text()))
+    assert changed == plain | {key: value}
+    assert plain[key] != value
+
+
+def leaves(node: Any, at: str = "") -> dict[str, Any]:
+    """Every value of a tree by its dotted path; an empty block is a value."""
+    if not isinstance(node, (dict, list)) or not node:
+        return {at: node}
+    items = node.items() if isinstance(node, dict) else enumerate(node)
+    return {path: leaf for key, child in items for path, leaf in leaves(child, f"{at}.{key}".lstrip(".")).items()}
 
 
 @pytest.mark.parametrize(
@@ -62,6 +97,14 @@ def test_overlay_changes_one_system_though_anchors_share_its_recipe() -> None:
         ("training.ray.min_workers=4", ["min_workers is 4", "more than workers (1)"]),
         ("systems.vgg16_regressor.recipes.paper.phases.0.epochs=0", ["vgg16_regressor.recipes.paper", "0 epochs"]),
         ("training.ray.workers=many", ["training.ray.workers", "'many'", "integer"]),
+        ("architectures.0.x=1", ["--set architectures.0.x=1", "architectures.0 is", "'baseline1'", "no keys"]),
+        ("systems.cpm.trunk_channels.0.x=1", ["systems.cpm.trunk_channels.0 is", "128", "no keys"]),
+        ("training.ray.address.x=1", ["training.ray.address is", "None", "no keys"]),
+        ("architectures.5=cpm", ["architectures.5", "a list of 5"]),
+        ("architectures.²=cpm", ["architectures.²", "a list of 5"]),
+        ("systems.baseline1.recipes.paper.phases.x.epochs=1", ["recipes.paper.phases.x", "a list of 2"]),
+        ("evaluation.detections=nope.json", ["evaluation.detections", "nope.json", "(from --set", "no such file"]),
+        ("evaluation.detections=/nope/boxes.json", ["evaluation.detections", "/nope/boxes.json", "no such file"]),
     ],
 )  # fmt: skip
 def test_wrong_override_names_key_value_and_expectation(override: str, words: list[str]) -> None:
@@ -69,6 +112,12 @@ def test_wrong_override_names_key_value_and_expectation(override: str, words: li
         load(overrides=[override])
     for word in words:
         assert word in str(caught.value)
+
+
+def test_detections_that_are_there_are_accepted(tmp_path: Path) -> None:
+    (tmp_path / "boxes.json").write_text("[]")
+    given = tmp_path / "boxes.json"
+    assert load(overrides=[f"evaluation.detections={given}"]).detections_path == given
 
 
 def test_unknown_profile_lists_the_known_ones() -> None:
