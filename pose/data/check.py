@@ -113,7 +113,7 @@ def audit(source: Source, params: CheckParams) -> Audit:
     Nothing is raised here; `raise_if_failed` does.
     """
     images, findings = _whole_images(source.coco.get("images", []))
-    annotations, more = _whole_annotations(source, {image["id"] for image in images})
+    annotations, more = _whole_annotations(source, {image["id"]: image["file_name"] for image in images})
     scans = scan_images(source.root, images, params.max_pixels)
     usable = [image for image, scan in zip(images, scans, strict=True) if scan.thumbnail is not None]
     groups, twins = _near_duplicates(images, scans, params.duplicate_correlation)
@@ -166,8 +166,11 @@ def _whole_images(records: Sequence[dict]) -> tuple[list[dict], list[Finding]]:
     return whole, findings
 
 
-def _whole_annotations(source: Source, image_ids: set[int]) -> tuple[list[dict], list[Finding]]:
-    """The annotations that have all their fields, the skeleton's joints, a new id and a known image."""
+def _whole_annotations(source: Source, files: Mapping[int, str]) -> tuple[list[dict], list[Finding]]:
+    """The annotations that have all their fields, the skeleton's joints, a new id and a known image.
+
+    files: the images' file names, by id.
+    """
     whole, findings = [], []
     seen: set[int] = set()
     wanted = 3 * source.skeleton.size
@@ -184,9 +187,12 @@ def _whole_annotations(source: Source, image_ids: set[int]) -> tuple[list[dict],
             findings.append(Finding("missing_key", f"{place} has {len(record['bbox'])} numbers in bbox", **where))
         elif record["id"] in seen:
             findings.append(Finding("duplicate_annotation_id", f"{place} has id {record['id']} again", **where))
-        elif record["image_id"] not in image_ids:
+        elif record["image_id"] not in files:
             said = f"{place} is in image {record['image_id']}, which is not listed"
             findings.append(Finding("unknown_image", said, **where))
+        elif fault := _number_fault(record):
+            said = f"{place}, id {record['id']}, {fault}"
+            findings.append(Finding("missing_key", said, files[record["image_id"]], **where))
         else:
             seen.add(record["id"])
             whole.append(record)
@@ -201,6 +207,15 @@ def _field_fault(record: dict, expected: dict[str, type | tuple[type, ...]]) -> 
             return f"has no {key!r}"
         if not isinstance(record[key], kind):
             return f"has {key} = {record[key]!r}"
+    return ""
+
+
+def _number_fault(record: dict) -> str:
+    for key in ("keypoints", "bbox"):
+        # By exact type: NumPy would take "12" and true for numbers.
+        wrong = [type(value) not in (int, float) for value in record[key]]
+        if any(wrong):
+            return f"has {key}[{wrong.index(True)}] = {record[key][wrong.index(True)]!r}, expected a number"
     return ""
 
 

@@ -60,8 +60,9 @@ class Annotated:
 def check_people(people: Annotated, skeleton: Skeleton, params: CheckParams) -> None:
     """Runs all checks in order: first what cannot be, then what is unlikely. Cleans `people` in place."""
     _leave_out_impossible(people, skeleton)
+    spanned = people.extent
     _treat_outside_joints(people, skeleton, params.outside_tolerance)
-    _mend_boxes(people, params.outside_tolerance)
+    _mend_boxes(people, spanned, params.outside_tolerance)
     _warn_few_visible(people, params.min_visible)
     _warn_coincident(people, skeleton)
     _warn_long_limbs(people, skeleton, params)
@@ -99,16 +100,24 @@ def _treat_outside_joints(people: Annotated, skeleton: Skeleton, tolerance: floa
         people.kept[row] = False
 
 
-def _mend_boxes(people: Annotated, tolerance: float) -> None:
-    extent = people.extent
-    low, high = people.boxes[:, :2], people.boxes[:, 2:]
-    outside = np.maximum(-people.boxes, people.boxes - np.tile(people.sizes, 2)).max(axis=1)
-    no_area = ~(np.isfinite(people.boxes).all(axis=1) & (high > low).all(axis=1))
+def _mend_boxes(people: Annotated, spanned: np.ndarray, tolerance: float) -> None:
+    """spanned: [A, 4] xyxy around the labelled joints before any was left out or moved."""
+    extent, limits = people.extent, np.tile(people.sizes, 2)
+    outside = np.maximum(-people.boxes, people.boxes - limits).max(axis=1)
+    no_area = ~np.isfinite(people.boxes).all(axis=1) | _flat(people.boxes)
+    clipped = np.clip(people.boxes, 0, limits)
+    united = np.concatenate(
+        [np.minimum(clipped[:, :2], extent[:, :2]), np.maximum(clipped[:, 2:], extent[:, 2:])], axis=1
+    )
+    # A box made from the joints, as LSP's, reaches out to one that is left out by now: the others say all it can say.
+    # Any other one says more than a few joints do, unless it misses the image.
+    from_joints = (np.abs(people.boxes - spanned) <= COINCIDENT_PX).all(axis=1)
+    mended = np.where((from_joints | _flat(clipped))[:, None], extent, united)
     for row in np.flatnonzero(people.kept & ~no_area & (outside > tolerance)):
         people.note("box_outside", row, f"box {_at(people.boxes[row])} leaves the image", weight=outside[row])
-        people.boxes[row] = extent[row]
-    people.boxes[:] = np.clip(people.boxes, 0, np.tile(people.sizes, 2))
-    no_area |= ~(people.boxes[:, 2:] > people.boxes[:, :2]).all(axis=1)
+        clipped[row] = mended[row]
+    people.boxes[:] = clipped
+    no_area |= _flat(people.boxes)
     for row in np.flatnonzero(people.kept & no_area):
         people.note("empty_box", row, f"box {_at(people.boxes[row])} has no area")
     people.kept &= ~no_area
@@ -155,6 +164,11 @@ def _warn_crossed_torso(people: Annotated, skeleton: Skeleton) -> None:
         width = float(np.linalg.norm(a[row] - c[row]) + np.linalg.norm(b[row] - d[row]))
         said = "left shoulder to left hip crosses right shoulder to right hip"
         people.note("left_right", row, said, names, width / max(float(np.ptp(people.points[row, corners])), 1.0))
+
+
+def _flat(boxes: np.ndarray) -> np.ndarray:
+    """[A] bool: boxes [A, 4] xyxy without width or height."""
+    return np.any(boxes[:, 2:] <= boxes[:, :2], axis=1)
 
 
 def _side(start: np.ndarray, end: np.ndarray, point: np.ndarray) -> np.ndarray:

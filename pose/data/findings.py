@@ -36,7 +36,9 @@ KINDS: dict[str, Kind] = {
     "empty_region": Kind("bad", "a crowd or a person without keypoints has neither a box nor an outline; left out"),
     "joint_outside": Kind("bad", "further outside the image than outside_tolerance; joint left out"),
     "joint_clipped": Kind("warning", "outside the image within outside_tolerance; moved to its edge"),
-    "box_outside": Kind("warning", "the box leaves the image; replaced by the extent of the joints"),
+    "box_outside": Kind(
+        "warning", "the box leaves the image; clipped, or if made of joints made anew of those that stayed"
+    ),
     "bad_outline": Kind("warning", "the outline is no polygon and no run-length code; the box is used instead"),
     "no_area": Kind("warning", "the area is missing or not positive; the box's is used instead"),
     "few_visible": Kind("warning", "fewer visible joints than min_visible"),

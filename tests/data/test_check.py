@@ -165,6 +165,26 @@ def test_an_empty_dataset_is_an_error(source: Source) -> None:
         audit(source, PARAMS).raise_if_failed()
 
 
+@pytest.mark.parametrize(
+    ("field", "at", "value"),
+    [
+        ("keypoints", 4, "abc"), ("keypoints", 5, "2"), ("keypoints", 0, None), ("keypoints", 0, [1, 2]),
+        ("keypoints", 0, True), ("bbox", 2, "36"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("labelled", [14, 0])
+def test_what_is_no_number_is_named(source: Source, field: str, at: int, value: object, labelled: int) -> None:
+    record = source.coco["annotations"][1]
+    record["num_keypoints"] = labelled
+    record[field][at] = value
+    audited = audit(source, PARAMS)
+    finding = next(finding for finding in audited.findings if finding.severity == "error")
+    assert (finding.kind, finding.image_id, finding.annotation_id) == ("missing_key", 2, 102)
+    with pytest.raises(DataError) as raised:
+        audited.raise_if_failed()
+    assert f"2.jpg: annotations[1], id 102, has {field}[{at}] = {value!r}, expected a number" in str(raised.value)
+
+
 # ---------------------------------------------------------------- people
 
 
@@ -220,6 +240,41 @@ def test_a_box_that_follows_a_wrong_joint_is_mended(source: Source) -> None:
     audited = audit(source, PARAMS)
     assert audited.counts() == {"joint_outside": 1, "box_outside": 1}
     assert audited.people[0].box.tolist() == [24, 10, 58, 108]
+
+
+def leave_only(source: Source, number: int, joints: tuple[str, ...]) -> None:
+    for joint in set(LSP14.joints).difference(joints):
+        move(source, number, joint, 0, 0, v=0)
+
+
+@pytest.mark.parametrize("joints", [("left_shoulder", "right_shoulder"), ("neck",)])
+def test_a_box_that_leaves_the_image_is_clipped_to_it(source: Source, joints: tuple[str, ...]) -> None:
+    leave_only(source, 1, joints)
+    source.coco["annotations"][0]["bbox"] = [15, -6, 72, 114]
+    audited = audit(source, PARAMS)
+    assert audited.counts() == {"box_outside": 1, "few_visible": 1}
+    assert audited.left_out == ()
+    assert audited.people[0].box.tolist() == [15, 0, 80, 108]
+
+
+def test_a_clipped_box_holds_the_joints_that_were_beyond_it(source: Source) -> None:
+    leave_only(source, 1, ("neck", "right_wrist"))
+    move(source, 1, "neck", 40, 119)
+    source.coco["annotations"][0]["bbox"] = [30, 10, 70, 98]
+    assert audit(source, PARAMS).people[0].box.tolist() == [22, 10, 80, 119]
+
+
+def test_a_box_that_no_joint_made_outlives_a_wrong_joint(source: Source) -> None:
+    move(source, 1, "right_wrist", 386, 66)
+    source.coco["annotations"][0]["bbox"] = [15, 5, 75, 110]
+    audited = audit(source, PARAMS)
+    assert audited.counts() == {"joint_outside": 1, "box_outside": 1}
+    assert audited.people[0].box.tolist() == [15, 5, 80, 115]
+
+
+def test_a_box_that_misses_the_image_becomes_that_of_the_joints(source: Source) -> None:
+    source.coco["annotations"][0]["bbox"] = [90, 10, 36, 98]
+    assert audit(source, PARAMS).people[0].box.tolist() == [22, 10, 58, 108]
 
 
 @pytest.mark.parametrize("box", [[22, 10, 0, 98], [22, 10, 36, 0], [22, 10, -5, 98], [math.nan, 10, 5, 5]])
