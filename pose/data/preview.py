@@ -5,8 +5,8 @@ Joints and limbs always; of scenes also boxes and ignored regions; the target ma
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from torch import Tensor
 
 from pose.config import AugmentParams
 from pose.data import marks
-from pose.data.augment import draw
 from pose.data.batch import Batch, SceneBatch
 from pose.data.loader import Loader
 from pose.data.scenes import SceneLoader
@@ -63,49 +62,50 @@ def sheet(
     """
     grid = SCENES if isinstance(loader, SceneLoader) else PEOPLE
     if augment is None:
-        batch = _samples(loader, grid.columns * grid.rows)
-        captions = [f"image {image}" for image in batch.image_ids.tolist()]
+        batches = {"": _samples(loader, grid.columns * grid.rows, None, 0)}
     else:
-        batch, captions = _epochs(_samples(loader, grid.rows), augment, grid)
-    seen, skeleton = prepare(batch), loader.split.skeleton
-    lines = -(-len(batch) // grid.columns)
+        # A column is a batch, as in training: a mosaic's companions are other samples and not its own repeated.
+        batches = {", as it is": _samples(loader, grid.rows, None, 0)}
+        batches |= {f", epoch {n}": _samples(loader, grid.rows, augment, n) for n in range(grid.columns - 1)}
+    seen = [prepare(batch) for batch in batches.values()]
+    lines = -(-sum(map(len, seen)) // grid.columns)
     page = Image.new(
         "RGB", (grid.corner(grid.columns - 1)[0] + grid.tile + GAP, grid.corner(lines * grid.columns)[1]), PAGE
     )
-    height, width = seen.images.shape[-2:]
-    _legend(page, f"input {width} x {height} px", isinstance(seen, SceneBatch), targets is not None)
-    maps = None if targets is None else targets(seen).clamp(0, 1).numpy()
-    for n, picture in enumerate(_pictures(seen, grid.tile)):
-        if maps is not None:
-            picture = marks.tinted(picture, maps[n], _shown(seen, grid.tile), marks.TARGET)
-        mark, said = (_with_people, _people) if isinstance(seen, SceneBatch) else (_with_joints, _joints)
-        left, top = grid.corner(n)
-        page.paste(mark(picture, seen, n, skeleton, maps is not None), (left, top))
-        caption = f"{captions[n]}, {said(seen, n)}"
-        ImageDraw.Draw(page).text((left + 2, top + grid.tile + 1), caption, INK, ImageFont.load_default(12))
+    height, width = seen[0].images.shape[-2:]
+    _legend(page, f"input {width} x {height} px", isinstance(seen[0], SceneBatch), targets is not None)
+    for column, (name, batch) in enumerate(zip(batches, seen, strict=True)):
+        for n, (picture, said) in enumerate(_marked(batch, grid.tile, loader.split.skeleton, targets)):
+            left, top = grid.corner(column + n * len(seen))
+            page.paste(picture, (left, top))
+            caption = f"image {batch.image_ids[n]}{name}, {said}"
+            ImageDraw.Draw(page).text((left + 2, top + grid.tile + 1), caption, INK, ImageFont.load_default(12))
     page.save(path, format="PNG")
     return path
 
 
-def _samples(loader: Loader | SceneLoader, count: int) -> Any:
+def _samples(loader: Loader | SceneLoader, count: int, augment: AugmentParams | None, epoch: int) -> Any:
+    """One batch of different samples, whatever the epoch."""
     last = len(loader.split) - 1
     rows = np.unique(np.linspace(0, last, min(count, last + 1)).round().astype(np.int64))
-    return next(iter(loader.batches(rows, len(rows), None, SEED, 0)))
-
-
-def _epochs(batch: Any, augment: AugmentParams, grid: Grid) -> tuple[Any, list[str]]:
-    """Each sample once per column: unchanged, then as drawn for epoch 0, 1, ..."""
-    rows, epochs = batch.sample.numpy(), range(grid.columns - 1)
-    changes = [draw(AugmentParams(), SEED, 0, rows), *(draw(augment, SEED, epoch, rows) for epoch in epochs)]
-    place = torch.arange(len(rows)).repeat_interleave(grid.columns)
-    repeated = {name: value[place] for name, value in batch.tensors().items()}
-    drawn = torch.from_numpy(np.stack(changes, axis=1).reshape(len(place), -1))
-    names = ["as it is", *(f"epoch {epoch}" for epoch in epochs)]
-    captions = [f"image {batch.image_ids[i]}, {name}" for i in range(len(rows)) for name in names]
-    return replace(batch, **repeated | {"augment": drawn}), captions
+    return next(iter(loader.batches(rows, len(rows), augment, SEED, epoch)))
 
 
 # ---------------------------------------------------------------- pictures
+
+
+def _marked(
+    seen: Batch | SceneBatch, tile: int, skeleton: Skeleton, targets: Callable[[Any], Tensor] | None
+) -> Iterator[tuple[Image.Image, str]]:
+    """Each picture of a prepared batch with what is learned from it, and that in words."""
+    maps = None if targets is None else targets(seen).clamp(0, 1).numpy()
+    for n, picture in enumerate(_pictures(seen, tile)):
+        if maps is not None:
+            picture = marks.tinted(picture, maps[n], _shown(seen, tile), marks.TARGET)
+        if isinstance(seen, SceneBatch):
+            yield _with_people(picture, seen, n, skeleton, maps is not None), _people(seen, n)
+        else:
+            yield _with_joints(picture, seen, n, skeleton, maps is not None), _joints(seen, n)
 
 
 def _pictures(batch: Batch | SceneBatch, tile: int) -> list[Image.Image]:

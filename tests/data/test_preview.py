@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from pose.config import AugmentParams, CropParams
-from pose.data import augment, marks, preview, scenes, shards
+from pose.data import augment, marks, mosaic, preview, scenes, shards
+from pose.data.batch import SceneBatch
 from pose.data.loader import Loader
 from pose.skeleton import LSP14
 
@@ -152,3 +153,41 @@ def test_scenes_show_everyone_s_box_and_joints_and_what_is_ignored(tmp_path):
         assert near(pixel(page, n, [60, 40], SCENES), (124, 116, 104))
     lined = Image.open(preview.sheet(loader, prepare, AugmentParams(rotate=20, flip=0.5), tmp_path / "b.png"))
     assert lined.size[1] == SCENES.corner(SCENES.rows * SCENES.columns)[1]
+
+
+def test_a_mosaic_on_the_sheet_is_of_different_scenes(tmp_path):
+    """As KAPAO's training makes them: four colours around a point. The first column is each scene alone."""
+    colours = [(220, 40, 40), (40, 200, 40), (50, 60, 230), (230, 230, 60)]
+
+    def plain_scene(number: int) -> scenes.SceneRow:
+        file = io.BytesIO()
+        Image.new("RGB", (SIZE, SIZE), colours[number]).save(file, "JPEG", quality=95)
+        return scenes.SceneRow(
+            file.getvalue(), f"{number}.jpg", number, (SIZE, SIZE), np.zeros(0), np.zeros((0, 4)),
+            np.zeros((0, 14, 3)), np.zeros(0), np.zeros(scenes.mask_shape((SIZE, SIZE)), bool),
+        )  # fmt: skip
+
+    scenes.write_scenes(map(plain_scene, range(4)), tmp_path, "train", 20, LSP14, SIZE)
+    loader = scenes.SceneLoader(scenes.SceneSplit.open(tmp_path, "train"), threads=1)
+    asked = []
+
+    def prepare(batch: SceneBatch) -> SceneBatch:
+        asked.append((batch.augment is not None, batch.sample.tolist()))
+        if batch.augment is None:
+            return scenes.finish(batch, (SIZE, SIZE), LSP14)
+        return mosaic.compose_mosaics(batch, (SIZE, SIZE), LSP14, share=1.0)
+
+    page = Image.open(preview.sheet(loader, prepare, AugmentParams(), tmp_path / "a.png"))
+    assert asked == [(n > 0, [0, 1, 2, 3]) for n in range(SCENES.columns)]
+    places = [np.array([x, y]) for x in range(1, SIZE, 3) for y in range(1, SIZE, 3)]
+    counts = []
+    for n in range(SCENES.rows * SCENES.columns):
+        shown = [pixel(page, n, place, SCENES) for place in places]
+        seen = {k for k, colour in enumerate(colours) if any(near(colour, other) for other in shown)}
+        line, column = divmod(n, SCENES.columns)
+        if column == 0:
+            assert seen == {line}
+        else:
+            counts.append(len(seen))
+    # A point at the edge leaves some of the four out of the picture.
+    assert np.mean(counts) > 3
