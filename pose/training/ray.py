@@ -54,7 +54,7 @@ def train_on_ray(spec: TrainingSpec) -> None:
     data, storage = spec.data.resolve(), spec.storage.resolve()
     spec = dataclasses.replace(spec, data=data, storage=storage, recorded=spec.fingerprint)
     spec.save()
-    connect(params)
+    connect(params, min(spec.params.parallel, len(spec.params.architectures)))
     trainer = TorchTrainer(
         _train_on_worker,
         train_loop_config={"spec": spec.to_json()},
@@ -87,8 +87,11 @@ def train_on_ray(spec: TrainingSpec) -> None:
                 shutil.copy2(Path(directory) / name, spec.run_dir / name)
 
 
-def connect(params: RayParams) -> None:
-    """Joins the cluster of RAY_ADDRESS, or starts a private one on this machine, once per process."""
+def connect(params: RayParams, trainings: int = 1) -> None:
+    """Joins the cluster of RAY_ADDRESS, or starts a private one on this machine, once per process.
+
+    The private one has CPUs for so many trainings side by side: one that had to wait for another's would give up.
+    """
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = str(params.poll_seconds)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))
     with _starting:
@@ -100,9 +103,10 @@ def connect(params: RayParams) -> None:
             ray.init(address=address, log_to_driver=params.storage_path is not None)
             return
         cores = len(os.sched_getaffinity(0))
-        wanted = params.workers * params.cpus_per_worker
+        wanted = trainings * params.workers * params.cpus_per_worker
         if wanted > cores:
-            say(f"training.ray asks for {wanted:g} CPUs and this machine has {cores}: its workers share them")
+            at_once = f" for {trainings} trainings at once" if trainings > 1 else ""
+            say(f"training.ray asks for {wanted:g} CPUs{at_once} and this machine has {cores}: its workers share them")
         for attempt in range(1, STARTS + 1):
             try:
                 _start(num_cpus=max(cores, math.ceil(wanted)), log_to_driver=params.storage_path is not None, env=env)

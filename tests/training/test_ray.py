@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import threading
@@ -13,6 +14,7 @@ import psutil
 import pytest
 
 import pose.training
+from pose.errors import TrainingError
 from pose.training.spec import Outcome
 
 
@@ -56,6 +58,26 @@ def in_a_thread_of_its_own(spec) -> Outcome:
     """Trains as an architecture of train-all does: on a thread that then ends."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(pose.training.run, spec).result()
+
+
+@pytest.mark.parametrize(
+    ("parallel", "architectures", "cpus"),
+    [(1, ["baseline1", "vgg19"], 4), (2, ["baseline1", "vgg19"], 6), (2, ["baseline1"], 4)],
+)
+def test_a_local_ray_has_room_for_all_that_train_at_once(spec, private_ray, monkeypatch, parallel, architectures, cpus):
+    asked = []
+
+    def refuse(**options):
+        asked.append(options["num_cpus"])
+        raise RuntimeError("no Ray in this test")
+
+    monkeypatch.setattr("ray.init", refuse)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    one = spec(training={"ray": {"workers": 2, "cpus_per_worker": 1.5}})
+    params = one.params.model_copy(update={"parallel": parallel, "architectures": architectures})
+    with pytest.raises(TrainingError, match="Ray did not start"):
+        pose.training.run(dataclasses.replace(one, params=params))
+    assert set(asked) == {cpus}
 
 
 @pytest.mark.slow
