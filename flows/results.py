@@ -106,7 +106,8 @@ class Results:
             ]
         )
         page = self.params.storage_path / "reports" / f"{self.params.dataset}-{key[:12]}" / "report.html"
-        if page.exists():
+        attached = page.with_name("attached")
+        if attached.exists():
             say(f"report: nothing changed, skipped: {page}")
             return page
         report.build(
@@ -119,8 +120,9 @@ class Results:
         )
         try:
             steps.registry(self.params).attach(run, page, "report")
+            attached.touch()
         except RegistryError as error:
-            say(f"the report is in {page} but not in MLflow: {error}")
+            say(f"the report is in {page} but not yet in MLflow: {error}")
         return page
 
     def rows(self) -> list[dict[str, Any]]:
@@ -131,6 +133,7 @@ class Results:
                 "architecture": entry.name,
                 metric: f"{entry.evaluation.metrics.get(metric, nan):.4f}" if entry.evaluation else "failed",
                 "latency ms": f"{entry.latency_ms:.2f}" if entry.latency_ms else "",
+                "protocol": getattr(entry.evaluation and entry.evaluation.protocol_of(metric), "id", ""),
                 "version": entry.version or "",
                 "outcome": entry.failure or entry.reason,
             }
@@ -143,7 +146,7 @@ class Results:
         return {
             "report": page.as_uri(),
             "champion": self.champion or "none yet, or MLflow is out of reach",
-            "MLflow": f"{store}  (look: mlflow ui --backend-store-uri {store})" if "://" in store else store,
+            "MLflow": store if store.startswith("http") else f"{store}  (look: mlflow ui --backend-store-uri {store})",
         }
 
     def markdown(self, page: Path) -> str:

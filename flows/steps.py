@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +19,7 @@ import yaml
 
 from flows.data import DatasetVersion
 from pose import lineage, training
+from pose.alone import alone
 from pose.config import ROOT, Params
 from pose.data import detections
 from pose.data.scenes import SceneSplit
@@ -37,8 +38,9 @@ from pose.training import Outcome, TrainingSpec
 
 EVALUATING_CODE = (
     "pose/metrics/*.py", "pose/evaluate*.py", "pose/evaluation.py", "pose/predictions.py", "pose/protocol.py",
-    "pose/decoding/oks_nms.py", "pose/data/detections.py", "pose/export*.py", "pose/card.py", "pose/bundle.py",
-    "pose/registry/packaging.py", "pose/people.py", "pose/found.py", "pose/inference/weights.py",
+    "pose/decoding/oks_nms.py", "pose/decoding/pose_nms.py", "pose/decoding/settling.py", "pose/data/detections.py",
+    "pose/export*.py", "pose/card.py", "pose/bundle.py", "pose/registry/packaging.py", "pose/people.py",
+    "pose/found.py", "pose/inference/weights.py",
 )  # fmt: skip
 """Source files that decide what a registered bundle holds besides its trained weights."""
 
@@ -145,13 +147,18 @@ def registered(job: Job) -> Version | None:
 def start_run(job: Job, parent: RunLog) -> RunLog:
     """The job's record: its parameters, its lineage and the audit's counts."""
     tags = {**job.lineage, "architecture": job.system, "release": job.release, "parent": parent.path.stem}
-    if parent.run_id is not None:
-        tags["mlflow.parentRunId"] = parent.run_id
+    if (parent_run := parent.run_id) is not None:
+        tags["mlflow.parentRunId"] = parent_run
     resolved = job.params.model_dump(mode="json")
     resolved = {**resolved, "data": resolved["data"][job.params.dataset], "systems": resolved["systems"][job.system]}
     run = registry(job.params).start_run(job.spec.name, job.spec.fingerprint, tags, resolved)
     run.metrics({"audit": findings(job.dataset.directory)}, step=0)
     return run
+
+
+def finishing(job: Job) -> AbstractContextManager[None]:
+    """Lets one process at a time evaluate, export and register a job: another may have the same one in hand."""
+    return alone(job.bundle.with_name(f"{job.bundle.name}.lock"), f"{job.system} is being finished by another process")
 
 
 def findings(prepared: Path) -> dict[str, int]:
@@ -163,8 +170,9 @@ def findings(prepared: Path) -> dict[str, int]:
 def train(job: Job, run: RunLog) -> Outcome:
     """Trains, or finds the finished training; every epoch goes to the record as it ends."""
     run.follow(job.spec.run_dir / "history.jsonl")
+    training.say_where_crops_are_coarse(job.spec)
     with _torch if job.params.training.ray.workers == 0 else nullcontext():
-        outcome = training.run(job.spec)
+        outcome = training.run(replace(job.spec, mlflow_run=run.run_id))
     run.metrics({"training": {"seconds": outcome.seconds, "images_per_second": outcome.images_per_second}}, step=0)
     return outcome
 
@@ -224,7 +232,7 @@ def _training_facts(outcome: Outcome) -> dict:
     return {name: getattr(outcome, name) for name in names}
 
 
-def register(job: Job, bundle: Path, run: RunLog) -> Version:
+def register(job: Job, bundle: Path, run: RunLog, parent: RunLog) -> Version:
     """Makes the bundle a version of `pose-<system>`."""
     evaluation = Evaluation.load(bundle / "evaluation")
     tags = {
@@ -232,6 +240,7 @@ def register(job: Job, bundle: Path, run: RunLog) -> Version:
         "architecture": job.system,
         "fingerprint": job.spec.fingerprint,
         "release": job.release,
+        "parent": parent.path.stem,
         "split": f"{job.params.evaluation.split} of {len(evaluation.image_ids)} images",
         "intervals": json.dumps(evaluation.intervals),
         "protocols": json.dumps({key: {"id": p.id, **p.parts()} for key, p in evaluation.protocols.items()}),

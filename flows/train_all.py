@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from flows.steps import Job
 from pose import config_loading
 from pose.config import Params
 from pose.digests import json_sha256
-from pose.errors import PoseError, RegistryError, TrainingError
+from pose.errors import PoseError, RegistryAwayError, TrainingError
 from pose.progress import say
 from pose.registry import Decision, RunLog, Version, comparable, left_out, whoami
 from pose.report import results_table
@@ -40,14 +41,20 @@ def _busy(task: Any, run: Any, state: State) -> bool:
 
 def _passing(task: Any, run: Any, state: State) -> bool:
     """A lost connection may come back. Ray has restarted its workers by itself before it gives up; the next run
-    resumes. A bug or an error of ours will be the same next time.
+    resumes. A bug or an error of ours will be the same next time, and so will a file that is not there or a full disk.
     """
     error = _error(state)
-    return isinstance(error, OSError) or type(error).__module__.startswith("ray.")
+    return _of_network(error) or type(error).__module__.startswith("ray.")
 
 
 def _registry_away(task: Any, run: Any, state: State) -> bool:
-    return isinstance(_error(state), (OSError, RegistryError))
+    error = _error(state)
+    return isinstance(error, RegistryAwayError) or _of_network(error)
+
+
+def _of_network(error: Any) -> bool:
+    """requests' errors are OSErrors without a number."""
+    return isinstance(error, (ConnectionError, TimeoutError)) or (isinstance(error, OSError) and error.errno is None)
 
 
 def _error(state: State) -> Any:
@@ -85,9 +92,9 @@ def export(job: Job, outcome: Outcome, evaluation: Path) -> Path:
 
 @task(cache_policy=NO_CACHE, task_run_name="register-{job.system}", retries=2, retry_delay_seconds=[10, 60],
       retry_condition_fn=_registry_away)  # fmt: skip
-def register(job: Job, bundle: Path, run: RunLog) -> Version:
+def register(job: Job, bundle: Path, run: RunLog, parent: RunLog) -> Version:
     """Makes it a version of its registered model."""
-    return steps.register(job, bundle, run)
+    return steps.register(job, bundle, run, parent)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="{job.system}")
@@ -101,7 +108,10 @@ def architecture(job: Job, parent: RunLog) -> tuple[Version, bool]:
     status = "FAILED"
     try:
         outcome = train(job, run)
-        version = register(job, export(job, outcome, evaluate(job, outcome)), run)
+        with steps.finishing(job):
+            version = steps.registered(job)  # by another run of the same, which this one has waited for
+            if version is None:
+                version = register(job, export(job, outcome, evaluate(job, outcome)), run, parent)
         status = "FINISHED"
     finally:
         run.finish(status)
@@ -137,25 +147,36 @@ def detector_first(jobs: Sequence[Job], parent: RunLog, parallel: int) -> dict[s
 @task(cache_policy=NO_CACHE)
 def promote(
     params: Params, dataset: DatasetVersion, versions: Sequence[Version], boxes: Path | None
-) -> dict[str, Decision]:
-    """Each version against its model's champion, then the best of all against the dataset's; by model name.
+) -> tuple[dict[str, Decision], dict[str, PoseError]]:
+    """Each version against its model's champion, then the best of all against the dataset's.
 
-    boxes: the detections that this run's systems were evaluated in. A champion is measured in the same.
+    boxes: the detections that this run's systems were evaluated in. A champion is measured in the same. Returns the
+    decisions and, where none could be come to, why; both by model name. Another run decides those.
     """
     registry = steps.registry(params)
     again = steps.Reevaluate(params, dataset, boxes)
     how = (params.promotion, whoami(), f"train-all on {params.dataset}", again)
-    decisions = [registry.promote(version.name, version.version, *how) for version in versions]
+    asked: dict[str, Callable[[], Decision]] = {
+        version.name: partial(registry.promote, version.name, version.version, *how) for version in versions
+    }
     for uri, why in left_out(versions, params.promotion.metric).items():
         say(f"{uri} does not compete for pose-{params.dataset}: {why}")
     if comparable(versions, params.promotion.metric):
-        decisions.append(registry.promote_dataset(params.dataset, versions, *how))
+        asked[f"pose-{params.dataset}"] = partial(registry.promote_dataset, params.dataset, versions, *how)
     else:
         say(f"pose-{params.dataset} keeps its champion, if it has one: nobody competes for it")
-    for decision in decisions:
+    decisions: dict[str, Decision] = {}
+    undecided: dict[str, PoseError] = {}
+    for model, decide in asked.items():
+        try:
+            decision = decisions[model] = decide()
+        except PoseError as error:
+            undecided[model] = error
+            say(f"{model} keeps its champion, if it has one: {error}")
+            continue
         verdict = "promoted" if decision.promoted else "kept back"
         say(f"{decision.model}/{decision.version} {verdict}: {decision.reason}")
-    return {decision.model: decision for decision in decisions}
+    return decisions, undecided
 
 
 @task(cache_policy=NO_CACHE)
@@ -182,7 +203,7 @@ def train_all(profile: str | None = None, overrides: Sequence[str] = ()) -> Summ
     """Retrains, evaluates alike and registers every architecture; promotes what is surely better.
 
     profile: a name in infra/profiles/; overrides: `a.b=value` changes to params.yaml. Raises ConfigError before
-    anything starts, DataError for bad data, and TrainingError at the end, naming the architectures that failed.
+    anything starts, DataError for bad data, and TrainingError at the end, naming what failed.
     """
     params = config_loading.load(profile, overrides)
     steps.catch_up(params)
@@ -195,12 +216,12 @@ def train_all(profile: str | None = None, overrides: Sequence[str] = ()) -> Summ
         finished = {name: got for name, got in outcomes.items() if isinstance(got, tuple)}
         failures = {name: got for name, got in outcomes.items() if not isinstance(got, tuple)}
         versions = [version for version, _ in finished.values()]
-        decisions = promote(params, dataset, versions, _boxes(jobs)) if finished else {}
+        decisions, undecided = promote(params, dataset, versions, _boxes(jobs)) if finished else ({}, {})
         shown = results.Results(params, dataset, jobs[0].lineage["command"], finished, failures, decisions)
         page = report(shown, parent)
         _publish(shown, page)
-        if failures:
-            raise TrainingError(_named(failures))
+        if failures or undecided:
+            raise TrainingError(_named(failures, undecided))
         status = "FINISHED"
     finally:
         parent.finish(status)
@@ -250,9 +271,14 @@ def _publish(shown: results.Results, page: Path) -> None:
         console.print(f"{label:<10} {place}", soft_wrap=True)
 
 
-def _named(failures: dict[str, Any]) -> str:
-    listed = "; ".join(f"{name}: {_said(error)}" for name, error in failures.items())
-    return f"{len(failures)} architecture(s) failed and the others were kept: {listed}"
+def _named(failures: dict[str, Any], undecided: dict[str, Any]) -> str:
+    reasons = {"architecture(s) failed and the others were kept": failures, "promotion(s) failed": undecided}
+    parts = []
+    for what, lost in reasons.items():
+        if lost:
+            listed = "; ".join(f"{name}: {_said(error)}" for name, error in lost.items())
+            parts.append(f"{len(lost)} {what}: {listed}")
+    return ". ".join(parts)
 
 
 def _said(error: Any) -> str:

@@ -39,3 +39,7 @@ class RegistryError(PoseError):
     """MLflow is unreachable, or a model version is missing, incomplete or locked."""
 
     exit_code = 6
+
+
+class RegistryAwayError(RegistryError):
+    """MLflow does not answer as expected; it may later."""

@@ -40,12 +40,20 @@ def evaluate(
     `--set evaluation.split=val` takes the validation split. Example: `pose evaluate models:/pose-lspet@champion`
     """
     params = load_params(profile, set_)
-    evaluation = evaluate_folder(model_folder(model, profile, set_), dataset or params.dataset, params, detections)
+    folder, name = model_folder(model, profile, set_), dataset or params.dataset
+    if detections is not None:
+        _require_boxes_to_be_of_use(folder, name, detections)
+    evaluation = evaluate_folder(folder, name, params, detections)
     if out is not None:
         evaluation.save(out)
     if json:
         intervals = evaluation.intervals
-        print_json({name: _with_interval(value, *intervals[name]) for name, value in evaluation.metrics.items()})
+        print_json(
+            {
+                name: _with_interval(value, *intervals[name]) | {"protocol": _protocol(evaluation, name)}
+                for name, value in evaluation.metrics.items()
+            }
+        )
     else:
         _print(evaluation)
 
@@ -146,6 +154,20 @@ def _require_replaceable(out: Path, model: Path) -> None:
         raise ConfigError(f"{out} exists and is no plain earlier export, which --out may replace; choose a new folder")
 
 
+def _require_boxes_to_be_of_use(folder: Path, dataset: str, detections: Path) -> None:
+    from pose.errors import ConfigError
+    from pose.inference.choice import system_of
+
+    system, scene = system_of(folder)
+    if scene:
+        raise ConfigError(f"{system} ({folder}) finds people by itself; leave --detections {detections} away")
+    if dataset_params(dataset).crop.view == "image":
+        raise ConfigError(
+            f"people of {dataset} are seen in the whole image (`data.{dataset}.crop.view`), not in boxes; leave "
+            f"--detections {detections} away"
+        )
+
+
 def evaluate_folder(folder: Path, dataset: str, params: Params, detections: Path | None = None) -> Evaluation:
     """The figures of a bundle or training folder on a prepared dataset. Raises ConfigError for other joints."""
     from pose.evaluate import evaluate_system
@@ -160,6 +182,11 @@ def evaluate_folder(folder: Path, dataset: str, params: Params, detections: Path
 def _with_interval(value: float, low: float, high: float) -> dict[str, float | None]:
     numbers = {"value": value, "low": low, "high": high}
     return {name: None if math.isnan(number) else number for name, number in numbers.items()}
+
+
+def _protocol(evaluation: Evaluation, metric: str) -> str | None:
+    protocol = evaluation.protocol_of(metric)
+    return None if protocol is None else protocol.id
 
 
 def _print(evaluation: Evaluation) -> None:

@@ -34,6 +34,7 @@ def train(
     # The same specification as train-all's, so that each finds the other's trainings.
     spec = Job(system, params, bring_up_to_date(params.dataset), lineage={}).spec
     say(f"{spec.name} in {spec.run_dir}")
+    training.say_where_crops_are_coarse(spec)
     outcome = training.run(spec)
     if json:
         print_json({key: value for key, value in asdict(outcome).items() if key != "history"})

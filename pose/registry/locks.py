@@ -6,17 +6,21 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from pose.errors import RegistryError
 from pose.registry.store import Store
 
 PREFIX = "pose-lock-"
 STALE_SECONDS = 900.0
-"""A lock older than this belongs to a process that died: promotions take seconds."""
+"""A lock older than this belongs to a process that died: a promotion takes seconds, and minutes where a champion is
+measured again."""
 WAIT_SECONDS = 120.0
+PROCESS = " process "
+"""Between host and process in the name of a lock's owner."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ def lock(store: Store, model: str, wait: float = WAIT_SECONDS, stale: float = ST
 def _create(held: Lock) -> bool:
     from mlflow.exceptions import MlflowException
 
-    tags = {"token": held.token, "owner": f"{socket.gethostname()} process {os.getpid()}"}
+    tags = {"token": held.token, "owner": f"{socket.gethostname()}{PROCESS}{os.getpid()}"}
     try:
         held.store.client.create_registered_model(held.name, tags=tags, description="A promotion is in progress.")
     except MlflowException as error:
@@ -84,7 +88,7 @@ def _break_if_stale(held: Lock, stale: float) -> None:
 
     store, aside = held.store, f"{held.name}-broken-{held.token}"
     found = _read(store, held.name)
-    if found is None or time.time() - found.creation_timestamp / 1000 < stale:
+    if found is None or not (_died(found.tags) or time.time() - found.creation_timestamp / 1000 >= stale):
         return
     try:
         store.client.rename_registered_model(held.name, aside)
@@ -96,6 +100,12 @@ def _break_if_stale(held: Lock, stale: float) -> None:
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"):
             raise
+
+
+def _died(tags: Mapping[str, str]) -> bool:
+    """Whether the lock's owner was a process of this machine that is no more."""
+    host, _, process = tags.get("owner", "").partition(PROCESS)
+    return host == socket.gethostname() and process.isdigit() and not Path(f"/proc/{process}").exists()
 
 
 def _read(store: Store, name: str):

@@ -23,6 +23,7 @@ from pose.registry.store import Store, translated
 
 RETRY_SECONDS = 30.0
 """How long the mirror leaves an unreachable MLflow alone."""
+FIRST_ANSWER_SECONDS = 10.0
 HEARTBEAT_SECONDS = 60.0
 ORPHAN_SECONDS = 900.0
 """A RUNNING run that has not been heard of for this long has lost its process."""
@@ -39,6 +40,8 @@ class RunLog:
         self._lock = threading.Lock()
         self._wake, self._stop = threading.Event(), threading.Event()
         self._followed: Path | None = None
+        self._away = False
+        """MLflow could not be reached the last time."""
         self._seen = {line["from"] for line in read_journal(path) if "from" in line}
         self._mirror = Mirror(store, path)
         self._thread = threading.Thread(target=self._carry, name="pose-run-log", daemon=True)
@@ -46,7 +49,10 @@ class RunLog:
 
     @property
     def run_id(self) -> str | None:
-        """MLflow's id of this run, or None as long as MLflow has not been reached."""
+        """MLflow's id of this run, for which a reachable MLflow is given a moment; None while it is out of reach."""
+        deadline = time.monotonic() + FIRST_ANSWER_SECONDS
+        while self._mirror.run_id is None and not self._away and time.monotonic() < deadline:
+            time.sleep(0.02)
         return self._mirror.run_id
 
     def metrics(self, values: Mapping[str, Any], step: int) -> None:
@@ -106,8 +112,9 @@ class RunLog:
                 self._read_history()
                 if last or time.monotonic() >= not_before:
                     self._mirror.send()
-                    spoken = False
+                    spoken = self._away = False
             except Exception as error:  # an outage of any kind must not reach the training
+                self._away = True
                 not_before = time.monotonic() + RETRY_SECONDS
                 if not spoken:
                     text = " ".join(str(error).split())[:200]

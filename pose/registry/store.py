@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pose.errors import RegistryError
+from pose.errors import RegistryAwayError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -101,7 +101,7 @@ def load_mlflow() -> None:
 
 @contextmanager
 def translated(uri: str) -> Iterator[None]:
-    """Turns MLflow's and the network's errors into a RegistryError that names the store."""
+    """Turns MLflow's and the network's errors into a RegistryAwayError that names the store."""
     load_mlflow()
     import requests
     import sqlalchemy.exc
@@ -111,7 +111,7 @@ def translated(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
         text = " ".join(str(error).split())[:300]
-        raise RegistryError(
+        raise RegistryAwayError(
             f"MLflow at {uri} does not answer as expected: {text}. Start the server or unset MLFLOW_TRACKING_URI; "
             "finished work is kept locally and is logged by the next `train-all`."
         ) from error

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+import math
 
+from pose.alone import alone
+from pose.data.shards import describe
 from pose.progress import say
+from pose.systems import SYSTEMS
 from pose.training.spec import Outcome, TrainingSpec
 
-__all__ = ["Outcome", "TrainingSpec", "run"]
+COARSE = 0.9
+"""Of the size a network sees people at: stored smaller than that, they lose detail that can be seen."""
+
+__all__ = ["Outcome", "TrainingSpec", "run", "say_where_crops_are_coarse"]
 
 
 def run(spec: TrainingSpec) -> Outcome:
@@ -23,8 +26,7 @@ def run(spec: TrainingSpec) -> Outcome:
         from pose.training.jobs import train_in_job
 
         return train_in_job(spec)
-    spec.run_dir.mkdir(parents=True, exist_ok=True)
-    with _alone(spec.run_dir):
+    with alone(spec.run_dir / ".lock", f"{spec.run_dir.name} is being trained by another process"):
         if (spec.run_dir / "outcome.json").exists():
             return Outcome.load(spec.run_dir)
         if spec.params.training.ray.workers == 0:
@@ -38,13 +40,14 @@ def run(spec: TrainingSpec) -> Outcome:
         return Outcome.load(spec.run_dir)
 
 
-@contextmanager
-def _alone(run_dir: Path) -> Iterator[None]:
-    """Holds a lock that the operating system frees when its process dies."""
-    with (run_dir / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"{run_dir.name} is being trained by another process; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def say_where_crops_are_coarse(spec: TrainingSpec) -> None:
+    """Stored people smaller than the network sees them look the same to it whatever its input size."""
+    info, params = describe(spec.data), spec.system_params
+    if SYSTEMS[spec.system].view != "person" or info.crop.view != "person":
+        return
+    stored, seen = info.crop.size / info.crop.margin, max(params.input_size) / params.padding
+    if stored < COARSE * seen:
+        say(
+            f"{spec.system} sees people {seen:.0f} px long, but {info.name} stores them {stored:.0f} px long; "
+            f"data.{info.name}.crop.size = {math.ceil(seen * info.crop.margin)} would keep their detail"
+        )

@@ -7,17 +7,22 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import requests
+import torch
 from prefect.artifacts import Artifact
 from typer.testing import CliRunner
 
 import pose.training.loop
+from flows import steps
+from flows import train_all as train_all_module
 from flows.data import DatasetVersion
 from flows.train_all import Summary, train_all
 from pose.cli import app
-from pose.errors import TrainingError
+from pose.errors import RegistryAwayError, RegistryError, TrainingError
 from pose.inference.predictor import Predictor
 from pose.registry import Registry
 
@@ -102,7 +107,11 @@ def test_lineage_is_whole(
     assert lineage["command"].startswith("pose train-all --profile ")
     assert traced["run"]["status"] == "FINISHED"
     assert traced["run"]["tags"]["fingerprint"] == lineage["fingerprint"]
-    assert traced["run"]["tags"]["parent"].startswith("train-all-demo-")
+    assert lineage["parent"].startswith("train-all-demo-")
+    assert traced["run"]["tags"]["parent"] == lineage["parent"]
+    run = registry.store.client.get_run(registry.resolve(reference).run_id)
+    parent = registry.store.client.get_run(run.data.tags["mlflow.parentRunId"])
+    assert parent.info.run_name.startswith("train-all-demo")
     assert traced["run"]["params"]["seed"] == lineage["seed"]
     assert {"model.onnx", "card.md", "params.yaml", "history.jsonl", "evaluation/evaluation.npz"} <= set(
         traced["bundle"]["files"]
@@ -142,6 +151,55 @@ def test_prefect_shows_results_report_and_progress(repaired: Summary) -> None:
     assert "pose-demo" in artifact("summary").data
     for system in ("baseline1", "vgg16-regressor"):
         assert float(artifact(f"training-{system}").data) == 100.0
+
+
+def test_a_checkpoint_knows_its_record(repaired: Summary, registry: Registry, storage: Path) -> None:
+    version = registry.resolve(repaired.versions["baseline1"])
+    folder = trained_as(storage, "baseline1", version.fingerprint)
+    held = [torch.load(file, weights_only=True)["mlflow_run"] for file in folder.glob("checkpoints/*/state.pt")]
+    assert held
+    assert set(held) == {version.run_id}
+
+
+def test_who_waited_for_another_run_of_the_same_takes_its_version(
+    repaired: Summary, profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both find no version; by the time this one has trained, the other has registered it."""
+    asked = []
+    real = steps.registered
+    monkeypatch.setattr(steps, "registered", lambda job: asked.append(job) or (real(job) if len(asked) > 1 else None))
+    monkeypatch.setattr(train_all_module, "evaluate", None)
+    summary = train_all(profile(architectures=["baseline1"]))
+    assert summary.versions["baseline1"] == repaired.versions["baseline1"]
+
+
+def test_a_promotion_that_fails_is_named_after_the_report(
+    repaired: Summary, profile: Profile, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def busy(*_: object) -> None:
+        raise RegistryError("somebody else is promoting")
+
+    monkeypatch.setattr(Registry, "promote_dataset", busy)
+    with pytest.raises(TrainingError, match=r"^1 promotion\(s\) failed: pose-demo: somebody else is promoting$"):
+        train_all(profile())
+    assert re.search(r"^report +file:", capsys.readouterr().out, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("error", "helps"),
+    [(ConnectionResetError(104, "reset"), True), (requests.ConnectionError("away"), True), (TimeoutError(), True),
+     (FileNotFoundError(2, "no file"), False), (OSError(28, "disk full"), False), (TrainingError("bad"), False)],
+)  # fmt: skip
+def test_only_what_may_pass_is_tried_again(error: Exception, helps: bool) -> None:
+    state: Any = SimpleNamespace(result=lambda raise_on_failure: error)
+    assert train_all_module._passing(None, None, state) is helps
+    assert train_all_module._registry_away(None, None, state) is helps
+
+
+def test_a_registry_that_is_away_is_asked_again_and_a_bad_bundle_is_not() -> None:
+    for error, helps in ((RegistryAwayError("away"), True), (RegistryError("bundle lacks model.onnx"), False)):
+        state: Any = SimpleNamespace(result=lambda raise_on_failure, error=error: error)
+        assert train_all_module._registry_away(None, None, state) is helps
 
 
 # ---------------------------------------------------------------- other figures, other data

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -302,6 +305,15 @@ def test_two_processes_cannot_interleave(factory: Callable) -> None:
     assert [e.from_version for e in entries[1:]] == [e.to_version for e in entries[:-1]]
     assert models.registry.resolve(f"{models.name}@previous").version == entries[-1].from_version
     assert all(not m.name.startswith("pose-lock-") for m in models.registry.store.client.search_registered_models())
+
+
+def test_the_lock_of_a_process_that_died_here_is_broken_at_once(registry: Registry) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    owner = f"{socket.gethostname()} process {gone.pid}"
+    registry.store.client.create_registered_model("pose-lock-left", tags={"token": "theirs", "owner": owner})
+    with lock(registry.store, "left", wait=5.0) as held:
+        held.still_held()
 
 
 def test_a_busy_lock_is_named_and_a_dead_owners_lock_is_broken(registry: Registry) -> None:
