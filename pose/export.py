@@ -109,6 +109,16 @@ def export(
     return report
 
 
+def _require_finite(name: str, network: nn.Module) -> None:
+    """A graph that decodes cannot say that its maps are not numbers: no NaN is a peak, so it would find nobody."""
+    broken = [key for key, value in network.state_dict().items() if not torch.isfinite(value).all()]
+    if broken:
+        raise ExportError(
+            f"{name}: {len(broken)} of the weights hold values that are not numbers, the first {broken[0]}; export an "
+            "earlier checkpoint, or train again with a lower learning rate or clip_norm set"
+        )
+
+
 def _build(
     name: str,
     system: System,
@@ -120,6 +130,7 @@ def _build(
 ) -> ExportReport:
     """Both programs and what is said of them; raises ExportError where one of them is wrong."""
     started = time.monotonic()
+    _require_finite(name, system.network)
     system.network.cpu()
     scene = system.view == "scene"
     deployed: nn.Module = export_scenes.DeployedScene(system) if scene else Deployed(system)
