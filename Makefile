@@ -2,12 +2,17 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
+# As requires-python in pyproject.toml has it; uv would say so late and less clearly.
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
 # The lock's hash names the environment it made: a second call compares two small files and goes on.
 STAMP := .venv/.installed
 
 .PHONY: demo test test-slow bench lint format lock clean
 
 $(STAMP): requirements.lock
+	@python=$$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)); $$python -c '$(FITS)' 2> /dev/null || \
+		{ echo "Python 3.11 or 3.12 is needed, but $$python says: $$($$python --version 2>&1 | tail -n 1)." \
+			"'make PYTHON=python3.12' chooses another; remove .venv first if there is one." >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Installing the locked packages into .venv (several GB the first time)" >&2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.8

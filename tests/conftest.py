@@ -30,7 +30,7 @@ SHARE_A_STORE = ("test_promote.py", "test_server.py", "test_train_all.py")
 """Files in tests/flows that need one Prefect server and what one run of the flow left."""
 
 
-LONG = ("test_ray.py", "test_deployment.py", "test_dvc.py", "test_resume.py")
+LONG = ("test_ray.py", "test_deployment.py", "test_dvc.py", "test_resume.py", "test_all_in_ranks.py")
 """Files that would keep one process at work when the others have finished, were they not begun first."""
 
 
