@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 from pose.cli import app
 from pose.config import ROOT
 from pose.data import archives
-from pose.errors import ConfigError, DataError, PoseError, RegistryError, TrainingError
+from pose.errors import ConfigError, DataError, PoseError, RegistryAwayError, TrainingError
 
 PICTURES = 20
 SIDE = 40
@@ -361,6 +361,6 @@ def test_mlflow_unreachable(checkout: Checkout, tiny: tuple[str, ...], monkeypat
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     for command in (("registry", "list"), ("evaluate", "models:/pose-lspet@champion")):
-        said = fails(RegistryError, *command)
+        said = fails(RegistryAwayError, *command)
         assert f"MLflow at {NOWHERE} does not answer" in said
     succeeds(*tiny)

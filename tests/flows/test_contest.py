@@ -58,8 +58,8 @@ def version(name: str, metrics: dict[str, float], boxes: str = "none") -> Versio
 def test_a_detector_alone_competes_for_no_dataset(
     params: Params, registry: Recording, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    decisions = train_all.promote.fn(params, DATASET, [version("person_detector", {"box_ap": 0.5})], None)
-    assert set(decisions) == {"pose-person_detector"}
+    decisions, undecided = train_all.promote.fn(params, DATASET, [version("person_detector", {"box_ap": 0.5})], None)
+    assert (set(decisions), undecided) == ({"pose-person_detector"}, {})
     said = " ".join(capsys.readouterr().err.split())
     assert (
         "models:/pose-person_detector/1 does not compete for pose-crowd: it was not measured by oks_ap_detected" in said
@@ -77,8 +77,9 @@ def test_who_is_left_out_is_named_and_champions_are_measured_in_the_runs_boxes(
         version("cpm", {metric: 0.6}, "detected 4567"),
         version("deeppose", {metric: 0.3}, "detected 0123"),
     ]
-    decisions = train_all.promote.fn(params, DATASET, versions, tmp_path / "boxes.json")
+    decisions, undecided = train_all.promote.fn(params, DATASET, versions, tmp_path / "boxes.json")
     assert set(decisions) == {"pose-simple_baseline", "pose-kapao", "pose-cpm", "pose-deeppose", "pose-crowd"}
+    assert undecided == {}
     said = " ".join(capsys.readouterr().err.split())
     assert said.count("does not compete") == 1
     assert "models:/pose-cpm/1 does not compete for pose-crowd: it was measured by another protocol" in said
