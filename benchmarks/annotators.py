@@ -51,19 +51,16 @@ def agreement(said: People, truth: People, directory: Path) -> dict[str, pck.Cou
     skeleton = skeleton_named(describe(directory).skeleton)
     both = replace(truth, scores=truth.scores * said.labelled)
     visible = presence.recalls(said, truth, np.full(skeleton.size, EVEN))
+    always = replace(said, presence=np.ones_like(said.presence))
     absent = tuple(part[..., 1].sum(axis=1, keepdims=True) for part in visible)
     return {
-        "presence_accuracy": _all(presence.accuracy(said, truth)),
+        "presence_accuracy": pck.over_joints(presence.accuracy(said, truth)),
         "presence_balanced_accuracy": (visible[0].sum(axis=1), visible[1].sum(axis=1)),
         "absent_recognised": (absent[0], absent[1]),
-        "always_visible_accuracy": _all(presence.accuracy(replace(said, presence=np.ones_like(said.presence)), truth)),
-        "pck_image_12": _all(pck.hits(pck.image_errors(said, both), pck.IMAGE_THRESHOLD)),
-        "pck_torso_02": _all(pck.hits(pck.torso_errors(said, both, skeleton), pck.TORSO_THRESHOLD)),
+        "always_visible_accuracy": pck.over_joints(presence.accuracy(always, truth)),
+        "pck_image_12": pck.over_joints(pck.hits(pck.image_errors(said, both), pck.IMAGE_THRESHOLD)),
+        "pck_torso_02": pck.over_joints(pck.hits(pck.torso_errors(said, both, skeleton), pck.TORSO_THRESHOLD)),
     }
-
-
-def _all(counts: pck.Counts) -> pck.Counts:
-    return counts[0].sum(axis=1, keepdims=True), counts[1].sum(axis=1, keepdims=True)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -32,6 +33,11 @@ from pose.systems import SYSTEMS
 from pose.training import Outcome
 
 DETECTOR = "person_detector"
+OF_FILES = frozenset(
+    {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EROFS, errno.ENOSPC,
+     errno.EDQUOT}
+)  # fmt: skip
+"""Numbers of errors of files and disks, which are there the next time, too."""
 
 
 def _busy(task: Any, run: Any, state: State) -> bool:
@@ -44,17 +50,17 @@ def _passing(task: Any, run: Any, state: State) -> bool:
     resumes. A bug or an error of ours will be the same next time, and so will a file that is not there or a full disk.
     """
     error = _error(state)
-    return _of_network(error) or type(error).__module__.startswith("ray.")
+    return _may_pass(error) or type(error).__module__.startswith("ray.")
 
 
 def _registry_away(task: Any, run: Any, state: State) -> bool:
     error = _error(state)
-    return isinstance(error, RegistryAwayError) or _of_network(error)
+    return isinstance(error, RegistryAwayError) or _may_pass(error)
 
 
-def _of_network(error: Any) -> bool:
-    """requests' errors are OSErrors without a number."""
-    return isinstance(error, (ConnectionError, TimeoutError)) or (isinstance(error, OSError) and error.errno is None)
+def _may_pass(error: Any) -> bool:
+    """The network's errors are OSErrors, with many numbers and, of requests, with none."""
+    return isinstance(error, OSError) and error.errno not in OF_FILES
 
 
 def _error(state: State) -> Any:

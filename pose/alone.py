@@ -1,8 +1,9 @@
-"""One process at a time, also where the last one was killed."""
+"""One process at a time, also where the last one was killed; and whether one was."""
 
 from __future__ import annotations
 
 import fcntl
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,3 +25,8 @@ def alone(lock: Path, busy: str) -> Iterator[None]:
             say(f"{busy}; waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def died_here(host: str, process: str) -> bool:
+    """Whether that was a process of this machine that is no more; False for what names no process."""
+    return host == socket.gethostname() and process.isdigit() and not Path(f"/proc/{process}").exists()

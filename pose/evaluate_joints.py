@@ -45,11 +45,11 @@ def evaluate(
         f"{MEAN_POSE}_{name}": counts for name, counts in _overall(coordinate_counts(floor, truth, skeleton)).items()
     }
     visible = replace(truth, presence=np.ones_like(truth.presence))
-    tallies[f"{ALWAYS_VISIBLE}_accuracy"] = _columns(presence.accuracy(visible, truth))
+    tallies[f"{ALWAYS_VISIBLE}_accuracy"] = pck.over_joints(presence.accuracy(visible, truth))
     per_joint = {name: coordinates[name] for name in PER_JOINT if name in coordinates}
     if presence_head:
         per_joint["presence_accuracy"] = presence.accuracy(predictions, truth)
-        tallies["presence_accuracy"] = _columns(per_joint["presence_accuracy"])
+        tallies["presence_accuracy"] = pck.over_joints(per_joint["presence_accuracy"])
         tallies["presence_balanced_accuracy"] = _by_class(
             presence.recalls(predictions, truth, train_info.presence_rate)
         )
@@ -144,19 +144,13 @@ def _require_numbers(predictions: People, train_info: DatasetInfo) -> None:
         )
 
 
-def _columns(counts: Counts) -> Counts:
-    """[N, ...] to [N, 1]: all joints of a person in one sum."""
-    numerator, denominator = counts
-    return numerator.sum(axis=1, keepdims=True), denominator.sum(axis=1, keepdims=True)
-
-
 def _by_class(counts: Counts) -> Counts:
     """[N, K, 2] to [N, 2]: all joints of a person in one sum per class."""
     return counts[0].sum(axis=1), counts[1].sum(axis=1)
 
 
 def _overall(counts: dict[str, Counts]) -> dict[str, Counts]:
-    return {name: _columns(pair) for name, pair in counts.items()}
+    return {name: pck.over_joints(pair) for name, pair in counts.items()}
 
 
 def _sum_by_image(counts: Counts, image: np.ndarray, images: int) -> Counts:
@@ -207,7 +201,7 @@ def _presence(baseline: People, truth: People, rate: np.ndarray) -> dict[str, fl
     """The presence figures of people, without intervals, under the metrics' names."""
     scores, absent = presence.absent_ranking(baseline, truth)
     return {
-        "presence_accuracy": float(_ratio(_columns(presence.accuracy(baseline, truth)))[0]),
+        "presence_accuracy": float(_ratio(pck.over_joints(presence.accuracy(baseline, truth)))[0]),
         "presence_balanced_accuracy": float(_ratio(_by_class(presence.recalls(baseline, truth, rate))).mean()),
         "presence_absent_ap": float(presence.average_precision(scores.ravel(), absent.ravel())[0]),
     }

@@ -263,3 +263,17 @@ def test_a_release_becomes_a_bundle_that_answers_as_it_does(elsewhere: Path) -> 
     broken = invoke("import", "simple_baseline", str(release), "--out", str(elsewhere / "other"), "--dataset", "demo")
     assert broken.exit_code == TrainingError.exit_code
     assert str(release) in "".join(broken.stderr.split("\n"))
+
+
+@pytest.mark.parametrize(
+    ("scene", "dataset", "said"), [(True, "crowd", "finds people by itself"), (False, "lspet", "in the whole image")]
+)
+def test_detections_that_evaluate_cannot_use_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scene: bool, dataset: str, said: str
+) -> None:
+    monkeypatch.setattr("pose.inference.choice.system_of", lambda folder: ("openpose", scene))
+    monkeypatch.setattr("pose.commands.models.model_folder", lambda *_: tmp_path)
+    words = ["evaluate", "models:/any@champion", "--dataset", dataset, "--detections", str(tmp_path / "boxes.json")]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == ConfigError.exit_code
+    assert said in " ".join(result.stderr.split())

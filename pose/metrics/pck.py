@@ -82,6 +82,12 @@ def hits(errors: np.ndarray, threshold: float) -> Counts:
     return (errors <= threshold).astype(np.float64), (~np.isnan(errors)).astype(np.float64)
 
 
+def over_joints(counts: Counts) -> Counts:
+    """[N, ...] to [N, 1]: all joints of a person in one sum."""
+    numerator, denominator = counts
+    return numerator.sum(axis=1, keepdims=True), denominator.sum(axis=1, keepdims=True)
+
+
 def curve(errors: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     """[T] share of scored joints within each threshold; NaN if none is scored."""
     scored = np.sort(errors[~np.isnan(errors)])

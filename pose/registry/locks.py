@@ -9,8 +9,8 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
+from pose.alone import died_here
 from pose.errors import RegistryError
 from pose.registry.store import Store
 
@@ -105,7 +105,7 @@ def _break_if_stale(held: Lock, stale: float) -> None:
 def _died(tags: Mapping[str, str]) -> bool:
     """Whether the lock's owner was a process of this machine that is no more."""
     host, _, process = tags.get("owner", "").partition(PROCESS)
-    return host == socket.gethostname() and process.isdigit() and not Path(f"/proc/{process}").exists()
+    return died_here(host, process)
 
 
 def _read(store: Store, name: str):

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pose.alone import died_here
 from pose.progress import say
 from pose.registry.store import Store, translated
 
@@ -246,8 +247,7 @@ def close_orphans(store: Store, now: float | None = None) -> list[str]:
     for run in store.client.search_runs([store.experiment_id], "attributes.status = 'RUNNING'"):
         host, _, process = run.data.tags.get(OWNER, "").partition(":")
         silent = now - float(run.data.tags.get(HEARTBEAT, run.info.start_time / 1000))
-        gone = host == socket.gethostname() and process.isdigit() and not Path(f"/proc/{process}").exists()
-        if gone or silent > ORPHAN_SECONDS:
+        if died_here(host, process) or silent > ORPHAN_SECONDS:
             store.client.set_terminated(run.info.run_id, status="KILLED")
             closed.append(run.info.run_id)
     return closed

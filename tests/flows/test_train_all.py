@@ -187,7 +187,8 @@ def test_a_promotion_that_fails_is_named_after_the_report(
 
 @pytest.mark.parametrize(
     ("error", "helps"),
-    [(ConnectionResetError(104, "reset"), True), (requests.ConnectionError("away"), True), (TimeoutError(), True),
+    [(ConnectionResetError(104, "reset"), True), (OSError(113, "no route to host"), True),
+     (requests.ConnectionError("away"), True), (TimeoutError(), True),
      (FileNotFoundError(2, "no file"), False), (OSError(28, "disk full"), False), (TrainingError("bad"), False)],
 )  # fmt: skip
 def test_only_what_may_pass_is_tried_again(error: Exception, helps: bool) -> None:

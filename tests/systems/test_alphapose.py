@@ -23,6 +23,7 @@ from pose.layers.spatial_transformer import identity, invert, move
 from pose.skeleton import COCO17, LSP14
 from pose.systems import create
 from pose.systems.base import multiply_accumulates, parameter_count
+from pose.training.spec import TrainingSpec
 
 TINY = {
     "input_size": (64, 96),
@@ -409,3 +410,18 @@ def test_proposals_for_a_phase_that_no_recipe_has_are_refused():
         tiny(proposals={"phases": ["finish"], "atoms": 2, "components": 1})
     with pytest.raises(ValidationError):
         tiny(proposals={"phases": [], "atoms": 2, "components": 1})
+
+
+def test_a_training_is_another_one_where_its_detections_are(tmp_path):
+    params = load().systems["alphapose"]
+    boxes = tmp_path / "boxes.json"
+    params = params.model_copy(update={"proposals": params.proposals.model_copy(update={"detections": str(boxes)})})
+    with pytest.raises(ConfigError, match=r"boxes\.json; there is no such file"):
+        _ = params.files
+    whole = load()
+    whole = whole.model_copy(update={"systems": whole.systems | {"alphapose": params}})
+    fingerprints = set()
+    for content in ("[]", "[ ]"):
+        boxes.write_text(content)
+        fingerprints.add(TrainingSpec("alphapose", whole, tmp_path, "data", tmp_path).fingerprint)
+    assert len(fingerprints) == 2
