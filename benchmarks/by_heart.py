@@ -23,6 +23,7 @@ from pose.config_loading import load
 from pose.data import scenes, synthetic
 from pose.data.batch import SceneBatch
 from pose.metrics import oks
+from pose.metrics.truth import read
 from pose.progress import say
 from pose.skeleton import LSP14, Skeleton
 from pose.systems import create
@@ -101,6 +102,8 @@ def main() -> None:
     for number, phase in enumerate(params.chosen.phases):
         steps = arguments.steps if number == 0 else arguments.steps // 5
         learn(system, raw, phase, steps, arguments.lr * phase.lr_factor)
+    if system.fits:
+        system.fit(lambda: iter([raw]), lambda: read(truth, LSP14))
     seconds = time.process_time() - started
     with torch.no_grad():
         batch = system.prepare(raw)

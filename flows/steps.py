@@ -18,7 +18,7 @@ from pathlib import Path
 import yaml
 
 from flows.data import DatasetVersion
-from pose import lineage, training
+from pose import fitting, lineage, training
 from pose.alone import alone
 from pose.config import ROOT, Params
 from pose.data import detections
@@ -177,6 +177,17 @@ def train(job: Job, run: RunLog) -> Outcome:
     return outcome
 
 
+def fits(job: Job) -> bool:
+    """Whether the job's system has something to fit once it is trained."""
+    return fitting.needed(job.spec)
+
+
+def fit(job: Job, outcome: Outcome) -> Path:
+    """What the trained system fits to the training split; returns the folder that has it."""
+    with _torch:
+        return fitting.fit(job.spec, outcome)
+
+
 def evaluate(job: Job, outcome: Outcome) -> Path:
     """Measures the trained network on the evaluation split; returns the directory of its evaluation."""
     directory = job.bundle.with_name(f"{job.bundle.name}.evaluation")
@@ -211,11 +222,13 @@ def export_bundle(job: Job, outcome: Outcome, evaluation: Path) -> Path:
     source = trained(outcome.run_dir)
     with _torch:
         export(
-            job.system, source.system, outcome.weights, job.split, source.crop, job.bundle, job.params.export,
+            job.system, source.system, source.weights, job.split, source.crop, job.bundle, job.params.export,
             threads=job.params.training.threads,
         )  # fmt: skip
     shutil.copytree(evaluation, job.bundle / "evaluation", dirs_exist_ok=True)
     shutil.copy(outcome.run_dir / "history.jsonl", job.bundle)
+    if source.system.fits:
+        shutil.copy(source.weights.with_name(fitting.FACTS), job.bundle)
     resolved = job.params.model_dump(mode="json")
     (job.bundle / "params.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
     (job.bundle / "training.json").write_text(json.dumps(_training_facts(outcome), indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Flow train-all: data -> per architecture [train -> evaluate -> export -> register] -> promote -> report."""
+"""Flow train-all: data -> per architecture [train -> fit -> evaluate -> export -> register] -> promote -> report."""
 
 from __future__ import annotations
 
@@ -84,6 +84,12 @@ def train(job: Job, run: RunLog) -> Outcome:
         return steps.train(job, run)
 
 
+@task(cache_policy=NO_CACHE, task_run_name="fit-{job.system}")
+def fit(job: Job, outcome: Outcome) -> Path:
+    """Fits to the training split what needs the trained network; for the systems that have such."""
+    return steps.fit(job, outcome)
+
+
 @task(cache_policy=NO_CACHE, task_run_name="evaluate-{job.system}")
 def evaluate(job: Job, outcome: Outcome) -> Path:
     """Measures it on the images that all systems are compared on."""
@@ -117,6 +123,8 @@ def architecture(job: Job, parent: RunLog) -> tuple[Version, bool]:
         with steps.finishing(job):
             version = steps.registered(job)  # by another run of the same, which this one has waited for
             if version is None:
+                if steps.fits(job):
+                    fit(job, outcome)
                 version = register(job, export(job, outcome, evaluate(job, outcome)), run, parent)
         status = "FINISHED"
     finally:

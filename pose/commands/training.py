@@ -26,7 +26,7 @@ def train(
     """
     from flows.data import bring_up_to_date
     from flows.steps import Job
-    from pose import training
+    from pose import fitting, training
     from pose.progress import say
 
     params = load_params(profile, set_)
@@ -36,6 +36,8 @@ def train(
     say(f"{spec.name} in {spec.run_dir}")
     training.say_where_crops_are_coarse(spec)
     outcome = training.run(spec)
+    if fitting.needed(spec):
+        fitting.fit(spec, outcome)
     if json:
         print_json({key: value for key, value in asdict(outcome).items() if key != "history"})
         return

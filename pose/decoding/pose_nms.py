@@ -188,6 +188,7 @@ def _released_image(people: People, params: PoseNms) -> People:
 FACTORS = (0.25, 0.5, 0.8, 1.0, 1.25, 2.0, 4.0)
 """Of one search: each number is multiplied by these."""
 PAIRS = (("score_scale", "proximity"), ("weight", "threshold"))
+FITTED = tuple(name for pair in PAIRS for name in pair)
 
 
 def fit(quality: Callable[[PoseNms], float], start: PoseNms = RELEASED, rounds: int = 2) -> tuple[PoseNms, float]:

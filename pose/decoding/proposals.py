@@ -139,6 +139,11 @@ def _by_image(images: Tensor) -> dict[Any, Tensor]:
     return dict(zip(identities.tolist(), order.split(counts.tolist()), strict=True))
 
 
+def overlap(a: Tensor, b: Tensor) -> Tensor:
+    """[N] intersection over union of each two boxes xyxy of [N, 4] and [N, 4]."""
+    return _iou(a, b).diagonal()
+
+
 def _iou(a: Tensor, b: Tensor) -> Tensor:
     """[A, B] of boxes xyxy [A, 4] and [B, 4]."""
     low, high = torch.maximum(a[:, None, :2], b[None, :, :2]), torch.minimum(a[:, None, 2:], b[None, :, 2:])

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pose.decoding.oks_nms import THRESHOLD, rescored, suppress
-from pose.decoding.pose_nms import PoseNms, pose_nms
+from pose.decoding.pose_nms import FITTED, PoseNms, pose_nms
 from pose.metrics.truth import sigmas_of
 from pose.people import People
 from pose.skeleton import Skeleton
@@ -35,6 +35,12 @@ def _by_oks(people: People, skeleton: Skeleton) -> People:
 
 def _by_pose_nms(people: People, skeleton: Skeleton) -> People:
     return pose_nms(people, EVERYONE)
+
+
+def by_fitted(numbers: PoseNms) -> Settling:
+    """Parametric pose NMS with numbers that were fitted to a training split."""
+    said = ", ".join(f"{getattr(numbers, name):.4g}" for name in FITTED)
+    return Settling(f"pose nms, fitted {said}", lambda people, skeleton: pose_nms(people, numbers))
 
 
 BY_OKS = Settling(f"oks {THRESHOLD:g}", _by_oks)

@@ -12,6 +12,7 @@ from pose.errors import ConfigError
 from pose.inference.pipelines import DetectedBoxes, EndToEnd, GivenBoxes, Pipeline, SinglePerson, TopDown
 from pose.inference.predictor import Predictor
 from pose.inference.scene_model import SceneModel
+from pose.inference.weights import trained
 from pose.systems import SYSTEMS
 
 
@@ -36,7 +37,7 @@ def choose(
             f"{predictor.name} was trained on whole images with one person in each and cannot look into boxes; leave "
             "--detector and --boxes away, or choose a model trained on the view 'person' (`crop.view` of its dataset)"
         )
-    settle = (SYSTEMS[name].settling if name in SYSTEMS else BY_OKS).people
+    settle = (trained(model).system.settling if name in SYSTEMS else BY_OKS).people
     if boxes is not None:
         return TopDown(predictor, GivenBoxes(boxes), settle)
     assert detector is not None

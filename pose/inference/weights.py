@@ -19,6 +19,8 @@ from pose.systems import SYSTEMS, create, restore
 from pose.systems.base import System
 
 WEIGHTS = "model.safetensors"
+FITTED = "fitted"
+"""Folder in a training folder: the weights with what was fitted after the training (pose.fitting)."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,13 @@ def _from_training(folder: Path) -> Trained:
     spec = TrainingSpec.load(folder / "spec.json")
     info = describe(spec.data)
     system = create(spec.system, spec.system_params, skeleton_named(info.skeleton))
-    return Trained(spec.system, restore(system, folder / WEIGHTS), info.crop, folder / WEIGHTS)
+    weights = folder / FITTED / WEIGHTS if system.fits else folder / WEIGHTS
+    if not weights.is_file():
+        raise TrainingError(
+            f"{spec.system} in {folder} is trained, but what it fits to the training split afterwards is missing: "
+            f"there is no {weights}. Run `pose train` again, which goes on there."
+        )
+    return Trained(spec.system, restore(system, weights), info.crop, weights)
 
 
 def network_of(system: System) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -12,7 +12,7 @@ fitted to the candidates that the detector finds in the training split, and the 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -57,6 +57,7 @@ class PairTerms(nn.Module):
         for number, (a, b) in enumerate(pairs):
             ordered[a, b], ordered[b, a] = 2 * number, 2 * number + 1
             unordered[a, b] = unordered[b, a] = number
+        self.kinds = pairs
         self.pairs = len(pairs)
         self.register_buffer("ordered", torch.from_numpy(ordered), persistent=False)
         self.register_buffer("unordered", torch.from_numpy(unordered), persistent=False)
@@ -181,23 +182,33 @@ class PairExamples:
                 self.rows[regression][answer].append(taken[:room])
                 self.counts[regression, answer] += len(taken[:room])
 
-    def store(self) -> None:
+    def store(self) -> list[dict[str, Any]]:
         """Fits all regressions into the buffers; one without examples keeps its prior.
 
-        Together and apart weigh the same, however many examples there are of either.
+        Together and apart weigh the same, however many examples there are of either. Returns, in the regressions'
+        order, how many examples there were of each answer, the share of them that the regression has right, the
+        answers weighed alike (None without examples), and its weights.
         """
+        said: list[dict[str, Any]] = []
         for number, answers in enumerate(self.rows):
             prior = np.array(SAME_PRIOR if number == self.terms.pairs else PRIOR)
             sides = [np.concatenate([np.zeros((0, len(prior))), *rows]) for rows in answers]
+            kept = self.terms.same if number == self.terms.pairs else self.terms.weight[number]
+            facts: dict[str, Any] = {"apart": len(sides[0]), "together": len(sides[1]), "right": None}
+            said.append(facts)
             if not len(sides[0]) + len(sides[1]):
+                facts["weights"] = kept.tolist()
                 continue
             labels = np.repeat([0.0, 1.0], [len(side) for side in sides])
             half = sum(map(len, sides)) / 2
             weights = np.repeat([half / max(len(side), 1) for side in sides], [len(side) for side in sides])
             if not len(sides[0]) or not len(sides[1]):
                 weights[:] = 1.0
-            fitted = torch.from_numpy(logistic(np.concatenate(sides), labels, weights, prior)).float()
-            (self.terms.same if number == self.terms.pairs else self.terms.weight[number]).copy_(fitted)
+            fitted = logistic(np.concatenate(sides), labels, weights, prior)
+            kept.copy_(torch.from_numpy(fitted).float())
+            right = [((side @ fitted > 0) == bool(answer)).mean() for answer, side in enumerate(sides) if len(side)]
+            facts |= {"right": float(np.mean(right)), "weights": kept.tolist()}
+        return said
 
 
 def logistic(features: np.ndarray, labels: np.ndarray, weights: np.ndarray, prior: np.ndarray) -> np.ndarray:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from pose.errors import ConfigError, DataError
 from pose.skeleton import Skeleton
+
+OF_IMAGES = ("image_ids", "image_sizes")
+"""Fields with a row per image; the others have one per annotation."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,15 @@ class Truth:
 
     def __len__(self) -> int:
         return len(self.image)
+
+    def of_images(self, ids: np.ndarray) -> Truth:
+        """The same of these images alone; ids that are not here are none."""
+        stays = np.isin(self.image_ids, ids)
+        rows = stays[self.image]
+        parts = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name not in (*OF_IMAGES, "category")}
+        place = np.cumsum(stays) - 1
+        whole = {name: getattr(self, name)[stays] for name in OF_IMAGES}
+        return Truth(**{**parts, **whole, "image": place[self.image[rows]], "category": self.category})
 
 
 def read(coco: Mapping[str, Any], skeleton: Skeleton, name: str = "the annotations") -> Truth:

@@ -23,6 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -30,20 +31,27 @@ from torch import Tensor, nn
 from pose.config import ROOT, Count, PhaseParams, Positive, RecipeParams, Strict, SystemParams
 from pose.data import views
 from pose.data.batch import Batch
+from pose.decoding import pose_nms
 from pose.decoding.dark import dark
 from pose.decoding.peaks import highest, mass, quarter
-from pose.decoding.proposals import Offsets, match, shift_edges
-from pose.decoding.settling import BY_POSE_NMS, Settling
+from pose.decoding.pose_nms import FITTED, PoseNms
+from pose.decoding.proposals import Offsets, match, overlap, shift_edges
+from pose.decoding.settling import BY_POSE_NMS, EVERYONE, Settling, by_fitted
 from pose.errors import ConfigError
 from pose.layers import heatmaps
 from pose.layers.fastpose import FastPose
 from pose.layers.resnet import STRIDE, Depth, ResNet
 from pose.layers.spatial_transformer import Localisation, identity, invert, warp
+from pose.metrics import oks
+from pose.metrics.truth import Truth
+from pose.people import People
 from pose.systems.base import Card, Joints, System
 from pose.systems.simple_baseline import CONFIDENT_RADIUS, blur_side
 
 SEED = 0
-"""Of the starts of k-means."""
+"""Of the starts of k-means, and of the boxes that pose NMS is fitted to."""
+PROPOSALS = 3
+"""Boxes drawn for each person there."""
 
 
 class AlphaPoseRecipe(RecipeParams):
@@ -82,6 +90,10 @@ class AlphaPoseParams(SystemParams):
     sigma: Positive = Field(description="of the target Gaussians, in cells")
     flip_test: bool = Field(description="average over the mirrored image when evaluating")
     proposals: ProposalParams | None = Field(description="null: boxes stay where they are")
+    nms: Literal["released", "fitted"] = Field(
+        default="released", description="numbers of pose NMS; fitted: to the training split, after the training"
+    )
+    fit_images: Count = Field(default=60, description="images of the training split that they are fitted to")
 
     @property
     def chosen(self) -> AlphaPoseRecipe:
@@ -126,7 +138,6 @@ class AlphaPose(System):
     """RMPE. Outputs {"maps": [B, K, h, w], "theta": [B, 2, 3]} and, where the twin is asked, "parallel"."""
 
     Params = AlphaPoseParams
-    settling: ClassVar[Settling] = BY_POSE_NMS
     loss_terms: ClassVar[tuple[str, ...]] = ("maps", "parallel")
     card: ClassVar[Card] = Card(
         title="RMPE / AlphaPose",
@@ -195,6 +206,54 @@ class AlphaPose(System):
     def forward(self, network: nn.Module, batch: Batch) -> Any:
         """The twin is asked in phases that weigh it."""
         return network(batch.images, parallel=self._asks_twin)
+
+    # ------------------------------------------------------------ pose NMS
+
+    @property
+    def fits(self) -> bool:
+        """The numbers of pose NMS, where params ask for it."""
+        return self.params.nms == "fitted"
+
+    @torch.no_grad()
+    def fit(self, batches: Callable[[], Iterator[Batch]], truth: Callable[[], Truth]) -> dict[str, Any]:
+        """The numbers of pose NMS with the highest OKS AP on people of the first images, each seen through several
+        boxes drawn as a detector places them (`proposals`); their scores are their overlaps with the true ones.
+        """
+        seen = People.concatenate(list(self._through_drawn_boxes(batches())))
+        known = truth().of_images(np.unique(seen.image_ids))
+
+        def quality(numbers: PoseNms) -> float:
+            return oks.evaluate(pose_nms.pose_nms(seen, numbers), known, self.skeleton).metrics["ap"]
+
+        before = quality(EVERYONE)
+        numbers, after = pose_nms.fit(quality, EVERYONE)
+        self._symmetric.nms.copy_(torch.tensor([getattr(numbers, name) for name in FITTED]))
+        fitted = {name: getattr(numbers, name) for name in FITTED}
+        images = len(known.image_ids)
+        return {"images": images, "pose nms": fitted, "oks_ap": after, "oks_ap with the released numbers": before}
+
+    def _through_drawn_boxes(self, batches: Iterator[Batch]) -> Iterator[People]:
+        images: set[int] = set()
+        with torch.random.fork_rng():
+            torch.manual_seed(SEED)
+            for batch in batches:
+                for _ in range(PROPOSALS):
+                    drawn = self._symmetric.offsets.draw(batch.keypoints, batch.labelled, self.skeleton)
+                    boxes = shift_edges(batch.boxes, drawn)
+                    ready = super().prepare(replace(batch, boxes=boxes))
+                    people = self.decode(self.forward(self.network, ready), ready)
+                    yield replace(people, person_scores=overlap(boxes, batch.boxes).cpu().numpy())
+                images.update(batch.image_ids.tolist())
+                if len(images) >= self.params.fit_images:
+                    return
+
+    @property
+    def settling(self) -> Settling:
+        """Pose NMS, with the released numbers or the fitted ones."""
+        if not self.fits:
+            return BY_POSE_NMS
+        numbers = dict(zip(FITTED, self._symmetric.nms.tolist(), strict=True))
+        return by_fitted(replace(EVERYONE, **numbers))
 
     # ------------------------------------------------------------ losses
 
@@ -270,6 +329,7 @@ class Symmetric(nn.Module):
     weights: Tensor
     means: Tensor
     factors: Tensor
+    nms: Tensor
 
     def __init__(self, params: AlphaPoseParams, mirror: list[int]) -> None:
         super().__init__()
@@ -285,6 +345,8 @@ class Symmetric(nn.Module):
         released = Offsets.released(kinds.atoms, kinds.components, len(mirror))
         for name in ("atoms", "weights", "means", "factors"):
             self.register_buffer(name, getattr(released, name))
+        if params.nms == "fitted":
+            self.register_buffer("nms", torch.tensor([getattr(EVERYONE, name) for name in FITTED]))
 
     @property
     def offsets(self) -> Offsets:

@@ -16,6 +16,7 @@ from pose.data import augment, scenes
 from pose.data.batch import Batch
 from pose.decoding.settling import BY_OKS, Settling
 from pose.errors import ConfigError
+from pose.metrics.truth import Truth
 from pose.people import People
 from pose.skeleton import Skeleton
 
@@ -54,8 +55,6 @@ class System(ABC):
     """False for a detector: its people are boxes alone."""
     card: ClassVar[Card]
     Params: ClassVar[type[SystemParams]]
-    settling: ClassVar[Settling] = BY_OKS
-    """Of a person view: how its poses in boxes become people."""
 
     def __init__(self, params: Any, skeleton: Skeleton) -> None:
         self.params = params
@@ -74,6 +73,11 @@ class System(ABC):
     loss_terms: ClassVar[tuple[str, ...]]
     """Names that `loss` returns, for phases to weigh."""
 
+    @property
+    def settling(self) -> Settling:
+        """Of a person view: how its poses in boxes become people."""
+        return BY_OKS
+
     def load_official(self, state: Mapping[str, Any]) -> None:
         """Takes the weights of the system's official release, whole. ConfigError where there is none that fits ours."""
         raise ConfigError(f"{self.card.title} has no official release whose weights this program could take over")
@@ -85,6 +89,18 @@ class System(ABC):
         phase needs; they belong into buffers of the network, which checkpoints keep. It is None where a training is
         resumed within the phase: the buffers are there again. Nothing to do by default.
         """
+
+    @property
+    def fits(self) -> bool:
+        """Whether the trained network is of no use before `fit`."""
+        return False
+
+    def fit(self, batches: Callable[[], Iterator[Any]], truth: Callable[[], Truth]) -> dict[str, Any]:
+        """After the training, in evaluation mode: what needs the finished network and the training split, into buffers
+        of the network. `batches` as in begin_phase; `truth` reads the split's annotations. Returns what there is to say
+        of it, as fitted.json will have it. Only for systems that say `fits`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has nothing to fit after its training")
 
     # A batch is a Batch where `view` is "person", a SceneBatch where it is "scene"; a system names its own.
 

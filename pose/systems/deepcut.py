@@ -9,15 +9,14 @@ commercial solver; pose.decoding.partition_search and partition_exact stand here
 people of 400 px height there, they are shares of a person's box or standard deviations of the data here, and candidates
 of one kind are suppressed within 2 cells rather than 5: the program joins what is double.
 
-Training has two parts. Before the detector's phase the offsets' means and deviations are taken from the training
-split. Before the phase that trains `calibration`, the pairwise regressions are fitted to what the detector finds in
-it; that phase then makes probabilities of the part scores. Both live in the network's buffers and weights.
+Before the detector's phase the offsets' means and deviations are taken from the training split; the last phase makes
+probabilities of the part scores. When the network is trained, `fit` fits the pairwise regressions to the candidates
+that it finds in the training split: a step of its own, see pose.fitting.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +24,7 @@ from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from pose.config import Count, Fraction, InputSize, NonNegative, PhaseParams, RecipeParams, Strict, SystemParams
@@ -49,6 +48,7 @@ from pose.layers.part_detector import (
     targets,
 )
 from pose.layers.resnet import Depth
+from pose.metrics.truth import Truth
 from pose.people import People
 from pose.progress import say, track
 from pose.skeleton import Skeleton
@@ -88,16 +88,6 @@ class DeepCutRecipe(RecipeParams):
         description="cells near joints weigh 1 plus this in the part scores; 0: the paper's"
     )
 
-    @model_validator(mode="after")
-    def _fitted_last(self) -> DeepCutRecipe:
-        running = [phase for phase in self.phases if phase.epochs]
-        if running and running[-1].train != ["calibration"]:
-            raise ValueError(
-                f"the last phase trains {', '.join(running[-1].train)}, expected calibration alone: before that phase "
-                "the pairwise terms are fitted to the detector, which has to stay as it is"
-            )
-        return self
-
 
 class DeepCutParams(SystemParams):
     """Sizes of DeepCut."""
@@ -108,6 +98,7 @@ class DeepCutParams(SystemParams):
     graph: Graph = Field(description="pairs of kinds with pairwise terms: full, or the skeleton's limbs")
     disc: Fraction = Field(description="cells within this share of a person's longer side from a joint are near it")
     examples: Count = Field(description="most pairs of candidates, together and apart, that fit one regression")
+    fit_images: Count = Field(description="most images of the training split that pairs are taken from")
     candidates: CandidateParams
     solver: SolverParams
     min_joints: Count = Field(description="people with fewer joints are none")
@@ -183,38 +174,40 @@ class DeepCut(SceneSystem):
     # ------------------------------------------------------------ training
 
     def begin_phase(self, phase: PhaseParams, batches: Callable[[], Iterator[Any]] | None) -> None:
-        """Offset statistics before the heads learn them, pairwise regressions before calibration; see the module."""
-        if batches is None:
+        """Offset statistics before the heads learn them."""
+        if batches is None or "heads" not in phase.train:
             return
-        if "heads" in phase.train:
-            statistics = OffsetStatistics(self.detector.terms)
-            for batch in track(batches(), "offsets between joints"):
-                batch = self.prepare(batch)
-                statistics.add(batch.keypoints[batch.people], batch.labelled[batch.people])
-            statistics.store()
-        if "calibration" in phase.train:
-            self.fit(batches())
+        statistics = OffsetStatistics(self.detector.terms)
+        for batch in track(batches(), "offsets between joints"):
+            batch = self.prepare(batch)
+            statistics.add(batch.keypoints[batch.people], batch.labelled[batch.people])
+        statistics.store()
+
+    @property
+    def fits(self) -> bool:
+        """The pairwise regressions."""
+        return True
 
     @torch.no_grad()
-    def fit(self, batches: Iterator[Any]) -> None:
-        """The pairwise regressions, from the candidates that the detector finds; ends early when it has seen enough.
-
-        Calibration comes later; until then the loss' weight of cells near joints is taken back from their logits, so
-        that the candidates are about those of inference.
+    def fit(self, batches: Callable[[], Iterator[Any]], truth: Callable[[], Truth]) -> dict[str, Any]:
+        """The pairwise regressions, from the candidates that the network finds in the first images of the split; ends
+        early when it has seen enough.
         """
-        weight = math.log1p(self.params.chosen.foreground)
-        examples = PairExamples(self.detector.terms, self.params.examples)
-        for batch in track(batches, "pairs of candidates"):
+        p, terms = self.params, self.detector.terms
+        examples, images = PairExamples(terms, p.examples), 0
+        for batch in track(batches(), "pairs of candidates"):
             batch = self.prepare(batch)
             outputs = self.forward(self.network, batch)
-            outputs = outputs | {"scores": outputs["scores"] - weight}
             for image in range(len(batch)):
-                found = self._candidates(outputs, image, self.detector.terms)
+                found = self._candidates(outputs, image, terms)
                 found = found.chosen(found.valid)
                 examples.add(found.part, found.position, found.offsets, self.owners(found, batch, image))
-            if examples.full:
+            images += len(batch)
+            if examples.full or images >= p.fit_images:
                 break
-        examples.store()
+        kinds = [" and ".join(self.skeleton.joints[k] for k in pair) for pair in terms.kinds] + ["two of one kind"]
+        fitted = [{"kinds": name, **facts} for name, facts in zip(kinds, examples.store(), strict=True)]
+        return {"images": images, "pairwise regressions": fitted}
 
     def owners(self, found: Candidates, batch: SceneBatch, image: int) -> Tensor:
         """[N] int64, the person of the image whose joint each candidate is, -1 where it is nobody's.

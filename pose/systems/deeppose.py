@@ -128,13 +128,13 @@ class DeepPose(System):
         stage = list(self.groups).index(phase.train[0]) + 1
         self.cascade.running = stage - 1
         if stage > 1 and batches is not None:
-            mean, covariance = self.fit(batches())
+            mean, covariance = self.errors(batches())
             self.cascade.error_mean[stage - 2] = mean
             self.cascade.error_covariance[stage - 2] = covariance
         self.cascade.running = stage
 
     @torch.no_grad()
-    def fit(self, batches: Iterator[Batch]) -> tuple[Tensor, Tensor]:
+    def errors(self, batches: Iterator[Batch]) -> tuple[Tensor, Tensor]:
         """Mean [K, 2] and covariance [K, 2, 2] of predicted minus true position, canvas pixels, over labelled joints.
 
         A joint without a label has mean and covariance 0.

@@ -4,11 +4,13 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
+from safetensors.torch import save_file
 
 from pose.config import PhaseParams
 from pose.config_loading import load
@@ -16,13 +18,16 @@ from pose.data import views
 from pose.data.augment import COLUMNS
 from pose.data.batch import Batch
 from pose.decoding.proposals import RELEASED_DEVIATION, RELEASED_MEAN
+from pose.decoding.settling import BY_POSE_NMS, EVERYONE
 from pose.errors import ConfigError
 from pose.export import Deployed
 from pose.layers import heatmaps
 from pose.layers.spatial_transformer import identity, invert, move
+from pose.metrics.truth import read
+from pose.people import People
 from pose.skeleton import COCO17, LSP14
-from pose.systems import create
-from pose.systems.base import multiply_accumulates, parameter_count
+from pose.systems import create, restore
+from pose.systems.base import System, multiply_accumulates, parameter_count
 from pose.training.spec import TrainingSpec
 
 TINY = {
@@ -425,3 +430,53 @@ def test_a_training_is_another_one_where_its_detections_are(tmp_path):
         boxes.write_text(content)
         fingerprints.add(TrainingSpec("alphapose", whole, tmp_path, "data", tmp_path).fingerprint)
     assert len(fingerprints) == 2
+
+
+# ---------------------------------------------------------------- pose NMS
+
+
+def test_pose_nms_is_fitted_to_what_is_seen_in_drawn_boxes(monkeypatch, tmp_path):
+    """Poses miss by 17 px, too much for the released numbers to see that they are one person's."""
+    system, rng = tiny(nms="fitted", fit_images=6), np.random.default_rng(2)
+    assert system.fits
+    assert system.settling.name == "pose nms, fitted 1, 2.65, 1.7, 22.48"
+    batch = stored(people=8)
+    true = 10 + 130 * rng.random((8, 14, 2))
+    boxes = torch.tensor([10.0, 10, 140, 140]).repeat(8, 1)
+    seen = []
+
+    def found(outputs, ready):
+        seen.append(ready.boxes)
+        misses = (true + rng.normal(0, 12, true.shape)).astype(np.float32)
+        # Whoever is surest is so three times, before the next is found once.
+        sure = np.repeat(np.linspace(0.1, 0.9, 8, dtype=np.float32)[:, None], 14, axis=1)
+        return People(
+            np.arange(8), np.full((8, 2), 200, np.float32), misses, sure, sure, ready.boxes.numpy(), sure[:, 0]
+        )
+
+    monkeypatch.setattr(System, "prepare", lambda self, batch: batch)
+    monkeypatch.setattr(system, "forward", lambda network, batch: None)
+    monkeypatch.setattr(system, "decode", found)
+    annotations = [
+        {"id": n, "image_id": n, "category_id": 1, "bbox": [10, 10, 130, 130], "area": 200000.0, "iscrowd": 0,
+         "keypoints": np.column_stack([true[n], np.full(14, 2)]).ravel().tolist()}
+        for n in range(8)
+    ]  # fmt: skip
+    coco = {"images": [{"id": n, "width": 200, "height": 200} for n in range(20)], "annotations": annotations}
+    again = torch.get_rng_state()
+    said = system.fit(lambda: iter([replace(batch, boxes=boxes), None]), lambda: read(coco, LSP14))
+    assert torch.equal(torch.get_rng_state(), again)
+    assert len(seen) == 3
+    assert not torch.equal(seen[0], seen[1])
+    assert said["images"] == 8
+    assert said["oks_ap"] > said["oks_ap with the released numbers"] + 0.05
+    numbers = said["pose nms"]
+    assert numbers != {name: getattr(EVERYONE, name) for name in numbers}
+    torch.testing.assert_close(system.network.nms, torch.tensor(list(numbers.values())))
+
+    save_file(system.network.state_dict(), tmp_path / "model.safetensors")
+    restored = restore(tiny(nms="fitted"), tmp_path / "model.safetensors")
+    assert restored.settling.name == system.settling.name != "pose nms, fitted 1, 2.65, 1.7, 22.48"
+    assert not tiny().fits
+    assert tiny().settling is BY_POSE_NMS
+    assert "nms" not in tiny().network.state_dict()

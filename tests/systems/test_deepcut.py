@@ -1,6 +1,7 @@
 """DeepCut: perfect maps give back the people exactly, its parts agree with loops, it learns, is kept and exported."""
 
 import io
+import json
 import logging
 import math
 from dataclasses import fields, replace
@@ -13,23 +14,27 @@ from safetensors.torch import save_file
 from scene_examples import NOSE, prepared, trained, write_drawn
 from scipy.optimize import minimize
 
+from pose import fitting
 from pose.config import CropParams, ExportParams
 from pose.config_loading import load
 from pose.data import scenes
 from pose.data.scenes import SceneLoader, SceneSplit
+from pose.data.shards import DatasetInfo
 from pose.decoding import partition_graph
 from pose.decoding.candidates import highest_around
 from pose.decoding.partition import Problem
 from pose.decoding.partition_search import local_search
-from pose.errors import ConfigError, PoseError
+from pose.errors import ConfigError, PoseError, TrainingError
 from pose.export import export
 from pose.found import Found
+from pose.inference import weights
 from pose.inference.scene_model import SceneModel
 from pose.layers import pair_terms, part_detector
 from pose.layers.pair_terms import OffsetStatistics, PairTerms
 from pose.skeleton import COCO17, LSP14, Skeleton
 from pose.systems import create, restore
 from pose.systems.base import parameter_count
+from pose.training import TrainingSpec
 
 SIZE = 96
 CELLS = SIZE // part_detector.STRIDE
@@ -273,9 +278,10 @@ def test_regressions_without_examples_keep_their_prior():
     outputs = perfect(system, batch)
     system.prepare = lambda batch: batch
     system.forward = lambda network, batch: outputs
-    system.fit(iter([replace(batch, labelled=torch.zeros_like(batch.labelled))]))
+    nothing = system.fit(lambda: iter([replace(batch, labelled=torch.zeros_like(batch.labelled))]), None)
     assert torch.equal(system.detector.terms.weight, before)
-    system.fit(iter([batch]))
+    assert {facts["right"] for facts in nothing["pairwise regressions"]} == {None}
+    system.fit(lambda: iter([batch]), None)
     assert not torch.equal(system.detector.terms.weight, before)
 
 
@@ -286,7 +292,12 @@ def test_fitted_terms_tell_one_person_from_another():
     perfect(system, batches[0])
     system.prepare = lambda batch: batch
     system.forward = lambda network, batch: answers[id(batch)]
-    system.fit(iter(batches))
+    said = system.fit(lambda: iter(batches), None)
+    assert said["images"] == 6
+    *different, same = said["pairwise regressions"]
+    assert [facts["kinds"] for facts in (different[0], same)] == ["right_ankle and right_knee", "two of one kind"]
+    assert [facts["weights"] for facts in different] == system.detector.terms.weight.tolist()
+    assert all(facts["together"] > 0 and facts["apart"] > 0 and facts["right"] == 1 for facts in different)
     for solved, people in zip(system.solve(answers[id(batches[0])]), (3, 4), strict=True):
         found = solved.candidates
         owner = system.owners(found, batches[0], 0 if people == 3 else 1)
@@ -539,11 +550,7 @@ def test_the_graphs_contraction_is_near_the_search_among_noise():
     assert best <= value + 1e-9 <= 0.95 * best
 
 
-def test_recipes_that_train_on_after_the_fit_and_odd_canvases_are_refused():
-    whole = load().systems["deepcut"].model_dump()
-    recipe = whole["recipes"]["modern"]
-    with pytest.raises(ValueError, match="the last phase trains trunk, heads, expected calibration alone"):
-        tiny(recipes={"modern": recipe | {"phases": recipe["phases"][:1]}})
+def test_odd_canvases_and_single_people_are_refused():
     with pytest.raises(ValueError, match=r"is 100x96 px; expected sides that are multiples of 16"):
         tiny(input_size=(100, 96))
     with pytest.raises(PoseError, match="DeepCut sees whole scenes"):
@@ -568,7 +575,7 @@ def learned(drawn):
     """A system that has both scenes by heart."""
     split = SceneSplit.open(drawn, "train")
     system = tiny()
-    detector, pairwise = system.params.chosen.phases
+    detector, _ = system.params.chosen.phases
     system.network.eval()
     system.begin_phase(detector, lambda: batches_of(split))
     batch = system.prepare(next(batches_of(split)))
@@ -583,7 +590,7 @@ def learned(drawn):
         torch.nn.utils.clip_grad_norm_(system.network.parameters(), 5.0)
         optimiser.step()
     system.network.eval()
-    system.begin_phase(pairwise, lambda: batches_of(split))
+    system.fit(lambda: batches_of(split), None)
     return system
 
 
@@ -614,19 +621,38 @@ def test_restored_weights_bring_their_pairwise_terms(drawn, learned, tmp_path):
     np.testing.assert_array_equal(got.keypoints, wanted.keypoints)
 
 
-def test_the_engine_trains_fits_validates_and_keeps_it(drawn, tmp_path):
+def test_the_engine_trains_and_the_step_after_it_fits_once_and_keeps_it(drawn, tmp_path):
     recipe = load().systems["deepcut"].recipes["modern"].model_dump()
     for phase in recipe["phases"]:
         phase["epochs"] = 1
     system = tiny(recipes={"modern": recipe | {"batch_size": 1}}, candidates={
         "most": 100, "floor": 0.001, "radius": 2, "labels": "kinds"})  # fmt: skip
+    half, crop = np.full((14, 2), 0.5), CropParams(view="person", size=48)
+    DatasetInfo("drawn", "lsp14", crop, {}, {}, 0, {}, half, 48 * half, half[:, 0]).save(drawn)
     outcome = trained("deepcut", system.params, drawn, tmp_path)
     assert outcome.metric == "val/loss"
     restored = restore(tiny(), outcome.weights)
     assert not torch.equal(restored.detector.terms.mean, tiny().detector.terms.mean)
-    assert not torch.equal(restored.detector.terms.weight, tiny().detector.terms.weight)
+    assert torch.equal(restored.detector.terms.weight, tiny().detector.terms.weight)
     assert (restored.detector.calibration.factor != 1).all()
     assert not restored.detector.calibration.factor.isnan().any()
+    with pytest.raises(TrainingError, match=r"what it fits to the training split afterwards is missing: .*pose train"):
+        weights.trained(outcome.run_dir)
+
+    spec = TrainingSpec.load(outcome.run_dir / "spec.json")
+    assert fitting.needed(spec)
+    folder = fitting.fit(spec, outcome)
+    fitted = weights.trained(outcome.run_dir)
+    assert fitted.weights.parent == folder
+    said = json.loads((folder / "fitted.json").read_text())
+    assert said["images"] == len(SceneSplit.open(drawn, "train"))
+    terms = fitted.system.detector.terms
+    assert [facts["weights"] for facts in said["pairwise regressions"]] == [*terms.weight.tolist(), terms.same.tolist()]
+    assert not torch.equal(terms.weight, restored.detector.terms.weight)
+    assert torch.equal(fitted.system.detector.calibration.factor, restored.detector.calibration.factor)
+    (folder / "fitted.json").write_text("kept")
+    assert fitting.fit(spec, outcome) == folder
+    assert (folder / "fitted.json").read_text() == "kept"
 
 
 @pytest.mark.slow
