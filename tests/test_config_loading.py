@@ -139,6 +139,11 @@ def test_a_key_given_twice_is_refused(root: Path) -> None:
         load(root=root)
 
 
+def test_a_list_cannot_be_a_key(root: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--set seed=\{\[1\]: 2\} is not valid: .* found unhashable key"):
+        load(overrides=["seed={[1]: 2}"], root=root)
+
+
 def test_exponents_are_numbers() -> None:
     assert read_yaml("[1e-3, 5E2, -1e3, 1.5e-2]", "test") == [0.001, 500.0, -1000.0, 0.015]
     assert read_yaml("[e3, 1e, 12]", "test") == ["e3", "1e", 12]
