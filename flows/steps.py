@@ -29,7 +29,7 @@ from pose.errors import RegistryError
 from pose.evaluate import evaluate_system
 from pose.evaluation import Evaluation
 from pose.export import export
-from pose.inference.weights import trained
+from pose.inference.weights import FACTS, trained
 from pose.people import People
 from pose.progress import say
 from pose.registry import Registry, RunLog, Version
@@ -40,7 +40,7 @@ EVALUATING_CODE = (
     "pose/metrics/*.py", "pose/evaluate*.py", "pose/evaluation.py", "pose/predictions.py", "pose/protocol.py",
     "pose/decoding/oks_nms.py", "pose/decoding/pose_nms.py", "pose/decoding/settling.py", "pose/data/detections.py",
     "pose/export*.py", "pose/card.py", "pose/bundle.py", "pose/registry/packaging.py", "pose/people.py",
-    "pose/found.py", "pose/inference/weights.py",
+    "pose/found.py", "pose/inference/weights.py", "pose/fitting.py",
 )  # fmt: skip
 """Source files that decide what a registered bundle holds besides its trained weights."""
 
@@ -219,8 +219,8 @@ def export_bundle(job: Job, outcome: Outcome, evaluation: Path) -> Path:
     """Exports the network and puts beside it all that a registered version says of itself."""
     if (job.bundle / "card.md").exists():
         return job.bundle
-    source = trained(outcome.run_dir)
     with _torch:
+        source = trained(outcome.run_dir)
         export(
             job.system, source.system, source.weights, job.split, source.crop, job.bundle, job.params.export,
             threads=job.params.training.threads,
@@ -228,7 +228,7 @@ def export_bundle(job: Job, outcome: Outcome, evaluation: Path) -> Path:
     shutil.copytree(evaluation, job.bundle / "evaluation", dirs_exist_ok=True)
     shutil.copy(outcome.run_dir / "history.jsonl", job.bundle)
     if source.system.fits:
-        shutil.copy(source.weights.with_name(fitting.FACTS), job.bundle)
+        shutil.copy(source.weights.with_name(FACTS), job.bundle)
     resolved = job.params.model_dump(mode="json")
     (job.bundle / "params.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
     (job.bundle / "training.json").write_text(json.dumps(_training_facts(outcome), indent=1) + "\n")

@@ -27,6 +27,7 @@ from pose.data import views
 from pose.data.loader import Loader
 from pose.data.scenes import SceneSplit
 from pose.data.shards import Split
+from pose.decoding import settling
 from pose.errors import ExportError
 from pose.layers.normalise import Normalise
 from pose.systems import restore
@@ -286,6 +287,8 @@ def _write_description(name: str, system: System, crop: CropParams, path: Path) 
         "crop": crop.model_dump(mode="json"),
         "versions": {package: version(package) for package in ("torch", "torchvision", "onnx", "onnxruntime", "numpy")},
     }
+    if system.view == "person":
+        described["settling"] = settling.to_json(system.settling)
     path.write_text(json.dumps(described, indent=1) + "\n")
 
 

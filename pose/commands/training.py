@@ -36,14 +36,14 @@ def train(
     say(f"{spec.name} in {spec.run_dir}")
     training.say_where_crops_are_coarse(spec)
     outcome = training.run(spec)
-    if fitting.needed(spec):
-        fitting.fit(spec, outcome)
+    weights = fitting.fit(spec, outcome) / outcome.weights.name if fitting.needed(spec) else outcome.weights
     if json:
-        print_json({key: value for key, value in asdict(outcome).items() if key != "history"})
+        facts = {key: value for key, value in asdict(outcome).items() if key != "history"}
+        print_json(facts | {"weights": weights})
         return
     typer.echo(
         f"{system}: {outcome.metric} {outcome.best_metric:.4f} in epoch {outcome.best_epoch} of {outcome.epochs}, "
-        f"{outcome.seconds:.0f} s, {outcome.images_per_second:.0f} images/s\nweights: {outcome.weights}\n"
+        f"{outcome.seconds:.0f} s, {outcome.images_per_second:.0f} images/s\nweights: {weights}\n"
         f"next: pose evaluate {outcome.run_dir}"
     )
 

@@ -94,12 +94,14 @@ class Offsets:
         weights, means, covariances = (torch.stack(parts) for parts in zip(*fitted, everyone, strict=True))
         return Offsets(centres.float(), weights.float(), means.float(), torch.linalg.cholesky(covariances).float())
 
-    def draw(self, poses: Tensor, labelled: Tensor, skeleton: Skeleton) -> Tensor:
-        """[B, 4] offsets for these people, from torch's generator of their device."""
+    def draw(
+        self, poses: Tensor, labelled: Tensor, skeleton: Skeleton, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """[B, 4] offsets for these people; without a generator from torch's own of their device."""
         aligned, whole = align(poses, labelled, skeleton)
         atom = assign(aligned, labelled & whole[:, None], self.atoms)
-        component = torch.multinomial(self.weights[atom], 1)[:, 0]
-        noise = torch.randn(len(poses), 4, device=poses.device)
+        component = torch.multinomial(self.weights[atom], 1, generator=generator)[:, 0]
+        noise = torch.randn(len(poses), 4, device=poses.device, generator=generator)
         return self.means[atom, component] + (self.factors[atom, component] @ noise[:, :, None])[:, :, 0]
 
 

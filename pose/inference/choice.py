@@ -7,10 +7,10 @@ from pathlib import Path
 
 from pose.bundle import require_model
 from pose.data.detections import Detections
-from pose.decoding.settling import BY_OKS
+from pose.decoding.settling import BY_OKS, Settling, from_json
 from pose.errors import ConfigError
 from pose.inference.pipelines import DetectedBoxes, EndToEnd, GivenBoxes, Pipeline, SinglePerson, TopDown
-from pose.inference.predictor import Predictor
+from pose.inference.predictor import Predictor, describe
 from pose.inference.scene_model import SceneModel
 from pose.inference.weights import trained
 from pose.systems import SYSTEMS
@@ -37,7 +37,7 @@ def choose(
             f"{predictor.name} was trained on whole images with one person in each and cannot look into boxes; leave "
             "--detector and --boxes away, or choose a model trained on the view 'person' (`crop.view` of its dataset)"
         )
-    settle = (trained(model).system.settling if name in SYSTEMS else BY_OKS).people
+    settle = _settling(name, model).people
     if boxes is not None:
         return TopDown(predictor, GivenBoxes(boxes), settle)
     assert detector is not None
@@ -61,3 +61,10 @@ def system_of(folder: Path) -> tuple[str, bool]:
     except (KeyError, TypeError, ValueError):
         return "", False  # what loads it says what is wrong with it
     return name, (SYSTEMS[name].view if name in SYSTEMS else facts.get("view")) == "scene"
+
+
+def _settling(name: str, model: Path) -> Settling:
+    """As the bundle says; a training folder, and a bundle of before bundles said it, by its system."""
+    if (model / "model.json").is_file() and "settling" in (facts := describe(model)):
+        return from_json(facts["settling"])
+    return trained(model).system.settling if name in SYSTEMS else BY_OKS

@@ -19,8 +19,8 @@ from pose.systems import SYSTEMS, create, restore
 from pose.systems.base import System
 
 WEIGHTS = "model.safetensors"
-FITTED = "fitted"
-"""Folder in a training folder: the weights with what was fitted after the training (pose.fitting)."""
+FITTED, FACTS = "fitted", "fitted.json"
+"""Folder in a training folder, with the weights and what was fitted after the training (pose.fitting)."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ def _from_training(folder: Path) -> Trained:
     info = describe(spec.data)
     system = create(spec.system, spec.system_params, skeleton_named(info.skeleton))
     weights = folder / FITTED / WEIGHTS if system.fits else folder / WEIGHTS
-    if not weights.is_file():
+    if system.fits and not weights.with_name(FACTS).is_file():
         raise TrainingError(
             f"{spec.system} in {folder} is trained, but what it fits to the training split afterwards is missing: "
-            f"there is no {weights}. Run `pose train` again, which goes on there."
+            f"there is no {weights.with_name(FACTS)}. Run `pose train` again."
         )
     return Trained(spec.system, restore(system, weights), info.crop, weights)
 

@@ -16,7 +16,6 @@ from pose.data import augment, scenes
 from pose.data.batch import Batch
 from pose.decoding.settling import BY_OKS, Settling
 from pose.errors import ConfigError
-from pose.metrics.truth import Truth
 from pose.people import People
 from pose.skeleton import Skeleton
 
@@ -92,13 +91,13 @@ class System(ABC):
 
     @property
     def fits(self) -> bool:
-        """Whether the trained network is of no use before `fit`."""
+        """Whether the trained network waits for `fit` before it is evaluated."""
         return False
 
-    def fit(self, batches: Callable[[], Iterator[Any]], truth: Callable[[], Truth]) -> dict[str, Any]:
+    def fit(self, batches: Callable[[], Iterator[Any]], quality: Callable[[People], float]) -> dict[str, Any]:
         """After the training, in evaluation mode: what needs the finished network and the training split, into buffers
-        of the network. `batches` as in begin_phase; `truth` reads the split's annotations. Returns what there is to say
-        of it, as fitted.json will have it. Only for systems that say `fits`.
+        of the network. `batches` as in begin_phase; `quality` is the OKS AP of people in the images they are of.
+        Returns what there is to say of it, as fitted.json will have it. Only for systems that say `fits`.
         """
         raise NotImplementedError(f"{type(self).__name__} has nothing to fit after its training")
 

@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from pose.config import Count, Fraction, InputSize, NonNegative, PhaseParams, RecipeParams, Strict, SystemParams
@@ -48,7 +48,6 @@ from pose.layers.part_detector import (
     targets,
 )
 from pose.layers.resnet import Depth
-from pose.metrics.truth import Truth
 from pose.people import People
 from pose.progress import say, track
 from pose.skeleton import Skeleton
@@ -88,6 +87,16 @@ class DeepCutRecipe(RecipeParams):
         description="cells near joints weigh 1 plus this in the part scores; 0: the paper's"
     )
 
+    @model_validator(mode="after")
+    def _calibrated_last(self) -> DeepCutRecipe:
+        running = [phase for phase in self.phases if phase.epochs]
+        if running and "calibration" not in running[-1].train:
+            raise ValueError(
+                f"the last phase trains {', '.join(running[-1].train)}, expected calibration too: the integer program "
+                "takes the scores for probabilities, which only calibration makes of them"
+            )
+        return self
+
 
 class DeepCutParams(SystemParams):
     """Sizes of DeepCut."""
@@ -98,7 +107,7 @@ class DeepCutParams(SystemParams):
     graph: Graph = Field(description="pairs of kinds with pairwise terms: full, or the skeleton's limbs")
     disc: Fraction = Field(description="cells within this share of a person's longer side from a joint are near it")
     examples: Count = Field(description="most pairs of candidates, together and apart, that fit one regression")
-    fit_images: Count = Field(description="most images of the training split that pairs are taken from")
+    fit_images: Count = Field(default=1000, description="most images of the training split that pairs are taken from")
     candidates: CandidateParams
     solver: SolverParams
     min_joints: Count = Field(description="people with fewer joints are none")
@@ -189,7 +198,7 @@ class DeepCut(SceneSystem):
         return True
 
     @torch.no_grad()
-    def fit(self, batches: Callable[[], Iterator[Any]], truth: Callable[[], Truth]) -> dict[str, Any]:
+    def fit(self, batches: Callable[[], Iterator[Any]], quality: Callable[[People], float]) -> dict[str, Any]:
         """The pairwise regressions, from the candidates that the network finds in the first images of the split; ends
         early when it has seen enough.
         """

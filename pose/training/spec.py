@@ -37,7 +37,6 @@ NUMERIC_CODE = (
     "pose/data/scenes.py",
     "pose/data/shards.py",
     "pose/data/views.py",
-    "pose/fitting.py",
     "pose/training/[!_]*.py",
 )
 """Source files whose change may change a trained weight, besides the system's own."""

@@ -44,7 +44,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "deeppose": {"recipe": "modern", "input_size": 64, "stage_size": 56, "stride": 2, "channels": [8, 8, 8, 8, 8],
                  "hidden": [16, 16], "crops": 2},
     "alphapose": {"input_size": [32, 64], "pose": {"depth": 18, "width": 8}, "localisation": {"depth": 18, "width": 4},
-                  "upsampling": [16, 8], "sigma": 1.0},
+                  "upsampling": [16, 8], "sigma": 1.0, "nms": "fitted", "fit_images": 4},
     "openpose": {"input_size": 128, "trunk": [8, 8, 8], "features": [8, 8],
                  "two_branch": {"stages": 2, "first": [8, 8], "later": 8, "kernel": 3}},
     "kapao": {"recipe": "modern", "input_size": 128, "width": 0.125},
@@ -136,6 +136,8 @@ def test_every_system_is_registered_with_its_figures(world: World, registry: Reg
         wanted = {world.metric, "pck_image_12" if world.dataset.name == "demo" else "oks_ap"}
         assert all(0 <= version.metrics.get(metric, math.nan) <= 1 for metric in wanted), name
         assert SYSTEMS[name].card.title in page
+        fitted = registry.bundle(uri) / "fitted.json"
+        assert fitted.is_file() == (name in ("alphapose", "deepcut"))
 
 
 def test_the_best_is_champion_or_it_is_said_why_not(world: World, registry: Registry) -> None:

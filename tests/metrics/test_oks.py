@@ -3,7 +3,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from pycocotools.cocoeval import COCOeval
 
 from pose.errors import ConfigError, DataError, TrainingError
 from pose.metrics import oks
+from pose.metrics.truth import read
 from pose.people import People
 from pose.skeleton import COCO17, LSP14, Skeleton
 
@@ -169,3 +170,17 @@ def test_wrong_input_is_named():
     broken[3, 5, 0] = np.nan
     with pytest.raises(TrainingError, match="not a number"):
         oks.evaluate(replace(people, keypoints=broken), truth, COCO17)
+
+
+def test_the_truth_of_some_images_is_what_a_file_of_them_alone_says() -> None:
+    generator = np.random.default_rng(12)
+    truth = random_truth(generator, LSP14)
+    chosen = [image["id"] for image in truth["images"]][::3]
+    alone = {
+        **truth,
+        "images": [image for image in truth["images"] if image["id"] in chosen],
+        "annotations": [annotation for annotation in truth["annotations"] if annotation["image_id"] in chosen],
+    }
+    some, wanted = read(truth, LSP14).of_images(np.array([*chosen, 1_000_000])), read(alone, LSP14)
+    for field in fields(wanted):
+        np.testing.assert_array_equal(getattr(some, field.name), getattr(wanted, field.name), err_msg=field.name)

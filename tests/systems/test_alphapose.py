@@ -18,12 +18,12 @@ from pose.data import views
 from pose.data.augment import COLUMNS
 from pose.data.batch import Batch
 from pose.decoding.proposals import RELEASED_DEVIATION, RELEASED_MEAN
-from pose.decoding.settling import BY_POSE_NMS, EVERYONE
+from pose.decoding.settling import BY_POSE_NMS, EVERYONE, by_fitted, from_json, to_json
 from pose.errors import ConfigError
 from pose.export import Deployed
 from pose.layers import heatmaps
 from pose.layers.spatial_transformer import identity, invert, move
-from pose.metrics.truth import read
+from pose.metrics import oks
 from pose.people import People
 from pose.skeleton import COCO17, LSP14
 from pose.systems import create, restore
@@ -439,7 +439,7 @@ def test_pose_nms_is_fitted_to_what_is_seen_in_drawn_boxes(monkeypatch, tmp_path
     """Poses miss by 17 px, too much for the released numbers to see that they are one person's."""
     system, rng = tiny(nms="fitted", fit_images=6), np.random.default_rng(2)
     assert system.fits
-    assert system.settling.name == "pose nms, fitted 1, 2.65, 1.7, 22.48"
+    assert system.settling == by_fitted(EVERYONE)
     batch = stored(people=8)
     true = 10 + 130 * rng.random((8, 14, 2))
     boxes = torch.tensor([10.0, 10, 140, 140]).repeat(8, 1)
@@ -462,9 +462,10 @@ def test_pose_nms_is_fitted_to_what_is_seen_in_drawn_boxes(monkeypatch, tmp_path
          "keypoints": np.column_stack([true[n], np.full(14, 2)]).ravel().tolist()}
         for n in range(8)
     ]  # fmt: skip
-    coco = {"images": [{"id": n, "width": 200, "height": 200} for n in range(20)], "annotations": annotations}
+    coco = {"images": [{"id": n, "width": 200, "height": 200} for n in range(8)], "annotations": annotations}
+    batches = [replace(batch, boxes=boxes), None]
     again = torch.get_rng_state()
-    said = system.fit(lambda: iter([replace(batch, boxes=boxes), None]), lambda: read(coco, LSP14))
+    said = system.fit(lambda: iter(batches), lambda people: oks.evaluate(people, coco, LSP14).metrics["ap"])
     assert torch.equal(torch.get_rng_state(), again)
     assert len(seen) == 3
     assert not torch.equal(seen[0], seen[1])
@@ -472,11 +473,19 @@ def test_pose_nms_is_fitted_to_what_is_seen_in_drawn_boxes(monkeypatch, tmp_path
     assert said["oks_ap"] > said["oks_ap with the released numbers"] + 0.05
     numbers = said["pose nms"]
     assert numbers != {name: getattr(EVERYONE, name) for name in numbers}
-    torch.testing.assert_close(system.network.nms, torch.tensor(list(numbers.values())))
 
     save_file(system.network.state_dict(), tmp_path / "model.safetensors")
     restored = restore(tiny(nms="fitted"), tmp_path / "model.safetensors")
-    assert restored.settling.name == system.settling.name != "pose nms, fitted 1, 2.65, 1.7, 22.48"
+    assert restored.settling == system.settling
+    assert from_json(json.loads(json.dumps(to_json(system.settling)))) == system.settling
+    assert system.settling.numbers == replace(EVERYONE, **numbers)
     assert not tiny().fits
     assert tiny().settling is BY_POSE_NMS
     assert "nms" not in tiny().network.state_dict()
+
+
+def test_whole_images_have_nothing_to_fit_pose_nms_to():
+    system = tiny(nms="fitted")
+    said = system.fit(lambda: iter([replace(stored(people=2), view="image")]), lambda people: 1 / 0)
+    assert said["images"] == 0
+    assert system.settling == by_fitted(EVERYONE)

@@ -550,7 +550,14 @@ def test_the_graphs_contraction_is_near_the_search_among_noise():
     assert best <= value + 1e-9 <= 0.95 * best
 
 
-def test_odd_canvases_and_single_people_are_refused():
+def test_recipes_without_calibration_odd_canvases_and_single_people_are_refused():
+    whole = load().systems["deepcut"].model_dump()
+    recipe = whole["recipes"]["modern"]
+    with pytest.raises(ValueError, match="the last phase trains trunk, heads, expected calibration too"):
+        tiny(recipes={"modern": recipe | {"phases": recipe["phases"][:1]}})
+    # As bundles recorded it before there was a step that fits.
+    before = {key: value for key, value in whole.items() if key != "fit_images"}
+    assert type(load().systems["deepcut"]).model_validate(before).fit_images == 1000
     with pytest.raises(ValueError, match=r"is 100x96 px; expected sides that are multiples of 16"):
         tiny(input_size=(100, 96))
     with pytest.raises(PoseError, match="DeepCut sees whole scenes"):
@@ -650,9 +657,15 @@ def test_the_engine_trains_and_the_step_after_it_fits_once_and_keeps_it(drawn, t
     assert [facts["weights"] for facts in said["pairwise regressions"]] == [*terms.weight.tolist(), terms.same.tolist()]
     assert not torch.equal(terms.weight, restored.detector.terms.weight)
     assert torch.equal(fitted.system.detector.calibration.factor, restored.detector.calibration.factor)
-    (folder / "fitted.json").write_text("kept")
-    assert fitting.fit(spec, outcome) == folder
-    assert (folder / "fitted.json").read_text() == "kept"
+
+    # Found again, unless the weights are other ones.
+    (folder / "fitted.json").write_text(json.dumps(said | {"kept": True}))
+    fitting.fit(spec, outcome)
+    assert "kept" in json.loads((folder / "fitted.json").read_text())
+    fitting.fit(spec, replace(outcome, weights_sha256="other"))
+    again = json.loads((folder / "fitted.json").read_text())
+    assert again.pop("made of") == said.pop("made of") | {"weights_sha256": "other"}
+    assert again == said
 
 
 @pytest.mark.slow
