@@ -149,7 +149,14 @@ class OptimiserParams(Strict):
     kind: Literal["sgd", "adagrad", "adam", "adamw"]
     lr: Positive
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = Field(default=False, description="sgd: momentum as Nesterov's, which looks a step ahead")
     weight_decay: NonNegative = 0.0
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> OptimiserParams:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov is true with momentum 0; give it a momentum or leave nesterov out")
+        return self
 
 
 class ScheduleParams(Strict):
@@ -158,7 +165,15 @@ class ScheduleParams(Strict):
     kind: Literal["constant", "step", "cosine"]
     warmup_steps: Tally = 0
     milestones: list[Fraction] = Field(default=[], description="step: shares of the phase at which gamma applies")
-    gamma: Positive = 0.1
+    gamma: Positive | list[Positive] = Field(default=0.1, description="step: one for all milestones, or one for each")
+    final: Fraction = Field(default=0.0, description="cosine: share of the rate that it falls to")
+
+    @model_validator(mode="after")
+    def _gamma_for_each_milestone(self) -> ScheduleParams:
+        if isinstance(self.gamma, list) and len(self.gamma) != len(self.milestones):
+            counts = f"{len(self.gamma)} values for {len(self.milestones)} milestones"
+            raise ValueError(f"gamma has {counts}; expected one for each, or one number for all")
+        return self
 
 
 class AugmentParams(Strict):

@@ -5,7 +5,8 @@ conv7/2 64 - pool/2 - ResNet's four layers - [deconv4/2 256] x 3 - conv1 K
 Source: Xiao, Wu & Wei, Simple Baselines for Human Pose Estimation and Tracking, ECCV 2018, and the behaviour of the
 authors' release. Recipe `paper` is theirs: squared error towards Gaussians about the nearest cell, read back with a
 quarter of a cell's offset, pixels numbered as in the release (`convention: official`, see pose.layers.heatmaps).
-Where they start from ImageNet weights, first weights here are He's.
+Where they start from ImageNet weights, first weights here are He's. Scale and rotation are uniform in the recipe's
+ranges and always applied; theirs are clipped normal numbers, and a rotation comes with probability 0.6.
 
 Recipe `modern` differs where it matters: a softmax over each map's cells and the cross-entropy to an exactly centred
 Gaussian, which learns from the first step where the squared error first has to leave the all-zero answer; DARK reads

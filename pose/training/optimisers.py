@@ -21,7 +21,12 @@ def build(params: OptimiserParams, parameters: Iterable[nn.Parameter], lr_factor
     lr = params.lr * lr_factor
     if params.kind == "sgd":
         return torch.optim.SGD(
-            parameters, lr=lr, momentum=params.momentum, weight_decay=params.weight_decay, fused=True
+            parameters,
+            lr=lr,
+            momentum=params.momentum,
+            nesterov=params.nesterov,
+            weight_decay=params.weight_decay,
+            fused=True,
         )
     if params.kind == "adagrad":
         return torch.optim.Adagrad(parameters, lr=lr, weight_decay=params.weight_decay)
@@ -36,16 +41,18 @@ def build(params: OptimiserParams, parameters: Iterable[nn.Parameter], lr_factor
 def lr_factor(params: ScheduleParams, step: int, total: int) -> float:
     """Factor on the learning rate in step (0-based) of a phase of `total` optimiser steps.
 
-    Linear warm-up reaches 1 at step `warmup_steps`; cosine falls to 0 over what remains after it (Loshchilov and
-    Hutter 2017, eq. 5, one period); step multiplies by gamma at each milestone, a share of the phase.
+    Linear warm-up reaches 1 at step `warmup_steps`; cosine falls to `final` over what remains after it (Loshchilov and
+    Hutter 2017, eq. 5, one period); step multiplies by gamma, or the milestone's own, at each share of the phase.
     """
     if step < params.warmup_steps:
         return (step + 1) / (params.warmup_steps + 1)
     if params.kind == "cosine":
         done = (step - params.warmup_steps) / max(1, total - params.warmup_steps)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return params.final + (1 - params.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
     if params.kind == "step":
-        return params.gamma ** sum(step >= milestone * total for milestone in params.milestones)
+        gammas = params.gamma if isinstance(params.gamma, list) else [params.gamma] * len(params.milestones)
+        passed = (gamma for gamma, at in zip(gammas, params.milestones, strict=True) if step >= at * total)
+        return math.prod(passed, start=1.0)
     return 1.0
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pose.config import OptimiserParams, ScheduleParams
+from pose.config_loading import load
 from pose.training import optimisers
 from pose.training.ema import Ema
 
@@ -24,17 +25,20 @@ def give_gradients(layer: nn.Linear, value: float) -> None:
         parameter.grad = torch.full_like(parameter, value)
 
 
-def test_sgd_with_momentum_and_decay():
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_with_momentum_and_decay(nesterov):
     layer, weight, bias = weight_and_bias()
-    params = OptimiserParams(kind="sgd", lr=0.1, momentum=0.9, weight_decay=0.01)
+    params = OptimiserParams(kind="sgd", lr=0.1, momentum=0.9, nesterov=nesterov, weight_decay=0.01)
     optimiser = optimisers.build(params, layer.parameters(), lr_factor=0.5)
     speed_w, speed_b = 0.0, 0.0
     for gradient in (0.3, -0.2):
         give_gradients(layer, gradient)
         optimiser.step()
-        speed_w = 0.9 * speed_w + (gradient + 0.01 * weight)
-        speed_b = 0.9 * speed_b + (gradient + 0.01 * bias)
-        weight, bias = weight - 0.05 * speed_w, bias - 0.05 * speed_b
+        whole_w, whole_b = gradient + 0.01 * weight, gradient + 0.01 * bias
+        speed_w, speed_b = 0.9 * speed_w + whole_w, 0.9 * speed_b + whole_b
+        # Nesterov's goes as far as the next step would take it with the same gradient.
+        step_w, step_b = (whole_w + 0.9 * speed_w, whole_b + 0.9 * speed_b) if nesterov else (speed_w, speed_b)
+        weight, bias = weight - 0.05 * step_w, bias - 0.05 * step_b
     np.testing.assert_allclose(layer.weight.detach().numpy(), weight, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(layer.bias.detach().numpy(), bias, rtol=1e-5, atol=1e-7)
 
@@ -76,14 +80,49 @@ def test_adamw_decays_kernels_but_not_biases():
         (ScheduleParams(kind="constant"), [1.0] * 8),
         (ScheduleParams(kind="constant", warmup_steps=3), [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
         (ScheduleParams(kind="step", milestones=[0.5, 0.75], gamma=0.1), [1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01]),
+        (ScheduleParams(kind="step", milestones=[0.25, 0.5], gamma=[0.1, 0.5]), [1, 1, 0.1, 0.1, *[0.05] * 4]),
         (
             ScheduleParams(kind="cosine", warmup_steps=4),
             [0.2, 0.4, 0.6, 0.8, 1.0, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125)],
+        ),
+        (
+            ScheduleParams(kind="cosine", warmup_steps=4, final=0.2),
+            [0.2, 0.4, 0.6, 0.8, 1.0, 0.6 + 0.8 * math.sqrt(0.125), 0.6, 0.6 - 0.8 * math.sqrt(0.125)],
         ),
     ],
 )
 def test_schedules(params, expected):
     np.testing.assert_allclose([optimisers.lr_factor(params, step, 8) for step in range(8)], expected, atol=1e-12)
+
+
+def test_papers_rates_are_theirs():
+    systems = load().systems
+    deepcut, kapao, openpose = (systems[name].recipes["paper"] for name in ("deepcut", "kapao", "openpose"))
+    # Of DeeperCut's 1.8 million steps the first 10,000 warm up.
+    steps = [20_000, 500_000, 800_000, 1_100_000, 1_600_000]
+    rates = [deepcut.optimiser.lr * optimisers.lr_factor(deepcut.schedule, step, 1_800_000) for step in steps]
+    assert rates == pytest.approx([0.02, 0.002, 0.0005, 0.0002, 0.00005])
+    rates = [kapao.optimiser.lr * optimisers.lr_factor(kapao.schedule, step, 9_500) for step in (1_500, 5_500, 9_500)]
+    assert rates == pytest.approx([0.01, 0.006, 0.002])
+    for recipe in (kapao, openpose):
+        optimiser = optimisers.build(recipe.optimiser, nn.Linear(3, 2).parameters(), lr_factor=1.0)
+        assert isinstance(optimiser, torch.optim.SGD)
+        assert optimiser.defaults["nesterov"]
+
+
+def test_what_older_trainings_recorded_is_still_read():
+    """Their optimisers and schedules have none of the keys that came later."""
+    optimiser = OptimiserParams.model_validate({"kind": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0})
+    schedule = ScheduleParams.model_validate({"kind": "cosine", "warmup_steps": 0, "milestones": [], "gamma": 0.1})
+    assert not optimiser.nesterov
+    assert schedule.final == 0.0
+
+
+def test_what_cannot_be_stepped_is_refused():
+    with pytest.raises(ValueError, match="gamma has 1 values for 2 milestones; expected one for each"):
+        ScheduleParams(kind="step", milestones=[0.5, 0.75], gamma=[0.1])
+    with pytest.raises(ValueError, match="nesterov is true with momentum 0"):
+        OptimiserParams(kind="sgd", lr=0.1, momentum=0.0, nesterov=True)
 
 
 def test_clipping_returns_the_norm_before():
