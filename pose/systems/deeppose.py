@@ -14,7 +14,8 @@ from the normal distribution that was fitted to the errors of the stages before 
 has not been trained moves nothing, so that a network is of use after every phase.
 
 What the paper leaves open: rates after the first, epochs, where the diameter is unknown or degenerate (see
-`diameters`), the constants of local response normalisation (those of Krizhevsky et al. 2012).
+`diameters`), the constants of local response normalisation (those of Krizhevsky et al. 2012). Recipe `paper` draws 8
+crops of a person in each step (`crops`), where the paper has 40 displacements of each joint.
 """
 
 from __future__ import annotations
@@ -179,6 +180,20 @@ class DeepPose(System):
         sides = self.params.box_scale * network.diameters(known, batch.labelled)
         weights = some.float().expand(-1, crops)
         return true + moved, sides[:, None].expand(-1, crops), chosen, weights
+
+    def targets_preview(self, batch: Batch) -> Tensor:
+        """[B, H, W] in [0, 1]: the share of a person's labelled joints whose squares reach a pixel of the canvas, as a
+        later stage sees them when the stages before made no error; 0 where there is no later stage.
+        """
+        if self.params.stages == 1:
+            return torch.zeros_like(batch.images[:, 0])
+        known = torch.where(batch.labelled[..., None], batch.keypoints, 0.0)
+        half = self.params.box_scale * self.cascade.diameters(known, batch.labelled)[:, None, None] / 2
+        height, width = batch.images.shape[-2:]
+        across = (torch.arange(width, device=known.device) + 0.5 - known[..., :1]).abs() <= half  # [B, K, W]
+        down = (torch.arange(height, device=known.device) + 0.5 - known[..., 1:]).abs() <= half  # [B, K, H]
+        reached = torch.einsum("bk,bkh,bkw->bhw", batch.labelled.float(), down.float(), across.float())
+        return reached / batch.labelled.sum(dim=1).clamp(min=1)[:, None, None]
 
     def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """coordinates: squared distance in shares of the box, summed over a person's labelled joints (equation 4), or

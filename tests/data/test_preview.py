@@ -9,10 +9,12 @@ import torch
 from PIL import Image
 
 from pose.config import AugmentParams, CropParams
+from pose.config_loading import load
 from pose.data import augment, marks, mosaic, preview, scenes, shards
 from pose.data.batch import SceneBatch
 from pose.data.loader import Loader
 from pose.skeleton import LSP14
+from pose.systems import SYSTEMS, create
 
 GRID, SCENES = preview.PEOPLE, preview.SCENES
 SIZE = 64
@@ -153,6 +155,30 @@ def test_scenes_show_everyone_s_box_and_joints_and_what_is_ignored(tmp_path):
         assert near(pixel(page, n, [60, 40], SCENES), (124, 116, 104))
     lined = Image.open(preview.sheet(loader, prepare, AugmentParams(rotate=20, flip=0.5), tmp_path / "b.png"))
     assert lined.size[1] == SCENES.corner(SCENES.rows * SCENES.columns)[1]
+
+
+@pytest.mark.parametrize("name", [name for name, system in SYSTEMS.items() if hasattr(system, "targets_preview")])
+def test_targets_of_every_system_that_shows_some_lie_about_the_joints(tmp_path, name):
+    """Of a network without weights, as `pose data preview` makes it."""
+    whole = load().systems[name]
+    with torch.device("meta"):
+        system = create(name, type(whole).model_validate(whole.model_dump() | {"input_size": 128}), LSP14)
+    if system.view == "scene":
+        scenes.write_scenes(map(scene_row, range(2)), tmp_path, "train", 20, LSP14, SIZE)
+        loader = scenes.SceneLoader(scenes.SceneSplit.open(tmp_path, "train"), threads=1)
+    else:
+        loader = make_split(tmp_path, rows=2)
+    batch = system.prepare(next(iter(loader.batches(np.arange(2), 2, None, 0, 0))))
+    targets = system.targets_preview(batch)
+    count, height, width = targets.shape
+    assert count == len(batch) == 2
+    assert 0 <= targets.min() <= targets.max() <= 1
+    image = torch.nonzero(batch.labelled)[:, 0]
+    x, y = (batch.keypoints[batch.labelled] * torch.tensor([width, height]) / 128).long().unbind(dim=1)
+    assert len(image) >= 2
+    assert targets[image, y, x].min() > 0.3
+    # The crops of DeepPose are wide.
+    assert targets[image, y, x].mean() > 1.25 * targets.mean()
 
 
 def test_a_mosaic_on_the_sheet_is_of_different_scenes(tmp_path):

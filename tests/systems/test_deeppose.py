@@ -246,6 +246,21 @@ def test_training_loss_of_a_later_stage_is_that_of_its_simulated_crops(random_ba
     assert system.loss(outputs, batch)["coordinates"].item() == pytest.approx(14 * np.mean(wanted), rel=1e-3)
 
 
+def test_preview_is_the_share_of_crops_that_see_a_pixel(random_batch):
+    system = small(stages=2)
+    batch = random_batch(system, people=2)
+    preview = system.targets_preview(batch)
+    assert preview.shape == (2, 80, 96)
+    for person in range(2):
+        known = batch.labelled[person]
+        joints = batch.keypoints[person][known]
+        side = 2.0 * system.cascade.diameters(batch.keypoints[person, None].nan_to_num(), known[None])
+        for x, y in ((3, 70), (48, 40), (20, 11), (90, 5)):
+            seen = ((joints - torch.tensor([x + 0.5, y + 0.5])).abs() <= side / 2).all(dim=1)
+            assert preview[person, y, x].item() == pytest.approx(seen.float().mean().item())
+    assert not small(stages=1).targets_preview(batch).any()
+
+
 def test_each_phase_reaches_its_own_stage_alone(random_batch):
     system = small()
     batch = random_batch(system)

@@ -366,6 +366,24 @@ def test_restored_weights_answer_alike(tmp_path):
         assert torch.equal(system.network(images)["objects"], restored.network(images)["objects"])
 
 
+def test_preview_has_squares_of_joints_in_faint_boxes_of_people():
+    """In cells of 4 px; keypoint objects have sides of 6.4 px. A person without a joint is an object too."""
+    batch = scene(LSP14, [1, 1])
+    labelled = torch.zeros_like(batch.labelled)
+    labelled[0, 0, 3] = True
+    batch = replace(
+        batch,
+        boxes=torch.tensor([[[20.0, 40, 60, 110]], [[-8, 100, 30, 140]]]),
+        keypoints=torch.where(labelled[..., None], torch.tensor([70.0, 54.0]), torch.nan),
+        labelled=labelled,
+    )
+    wanted = torch.zeros(2, SIZE // 4, SIZE // 4)
+    wanted[0, 10:28, 5:15] = 0.3
+    wanted[0, 12:15, 16:19] = 1.0
+    wanted[1, 25:, :8] = 0.3
+    assert torch.equal(tiny().targets_preview(batch), wanted)
+
+
 # ---------------------------------------------------------------- views of an image
 
 
