@@ -56,6 +56,9 @@ def predict(
     ] = MIN_SCORE,
     frames: Annotated[int | None, typer.Option(min=1, help="Stop after this many pictures and video frames.")] = None,
     maps: Annotated[bool, typer.Option("--maps", help="Draw the network's heatmaps under the people.")] = False,
+    steps: Annotated[
+        bool, typer.Option("--steps", help="Beside each overlay, how OpenPose came to it: maps, fields, links, people.")
+    ] = False,
     draw_boxes: Annotated[bool, typer.Option("--draw-boxes", help="Draw each person's box.")] = False,
     draw_scores: Annotated[bool, typer.Option("--draw-scores", help="Write each person's score.")] = False,
     batch: Annotated[int, typer.Option(min=1, help="Pictures or frames held in memory together.")] = 8,
@@ -95,7 +98,7 @@ def predict(
     }
     if isinstance(pipeline, EndToEnd):
         drawing["least"] = min_score
-    failures = _run(pipeline, sources, out, batch, frames, drawing)
+    failures = _run(pipeline, sources, out, batch, frames, drawing, _steps_of(folder) if steps else None)
     if json:
         with (out / RESULTS).open() as file:
             shutil.copyfileobj(file, sys.stdout)
@@ -124,6 +127,12 @@ def _maps_under(folder: Path, pipeline: Pipeline) -> Callable[[Image, People], I
     return partial(seen, pipeline.model, looker(folder))
 
 
+def _steps_of(folder: Path) -> Callable[[Image], Image]:
+    from pose.inference import paf_view
+
+    return paf_view.sheets(folder)
+
+
 def _given(path: Path, sources: list[Source]) -> Detections:
     """The boxes of a detection file. Raises DataError for a file that is none, or is for other pictures."""
     from pose.data.detections import read
@@ -137,17 +146,25 @@ def _given(path: Path, sources: list[Source]) -> Detections:
 
 
 def _run(
-    pipeline: Pipeline, sources: list[Source], out: Path, batch: int, limit: int | None, drawing: dict[str, Any]
+    pipeline: Pipeline,
+    sources: list[Source],
+    out: Path,
+    batch: int,
+    limit: int | None,
+    drawing: dict[str, Any],
+    steps: Callable[[Image], Image] | None,
 ) -> list[DataError]:
     """Everything that is asked for, written to `out`; returns what could not be read."""
     from pose.errors import DataError
+    from pose.inference.frames import PICTURE_STEPS, VIDEO_STEPS
     from pose.inference.results import Overlays, ResultsFile
     from pose.inference.run import entries, run
     from pose.progress import say, track
 
     failures: list[DataError] = []
     done = 0
-    with ResultsFile(out / RESULTS) as results, Overlays(sources, out) as overlays:
+    sheets = Overlays(sources, out, (PICTURE_STEPS, VIDEO_STEPS))
+    with ResultsFile(out / RESULTS) as results, Overlays(sources, out) as overlays, sheets:
         outcomes = islice(run(pipeline, sources, batch, **drawing), limit)
         try:
             for outcome in track(outcomes, "frames", total=_total(sources, limit)):
@@ -155,6 +172,8 @@ def _run(
                     failures.append(outcome)
                     continue
                 overlays.add(outcome.source, outcome.frame, outcome.drawn)
+                if steps:
+                    sheets.add(outcome.source, outcome.frame, steps(outcome.frame.image))
                 results.add(entries(outcome, pipeline.model.finds_joints))
                 done += 1
         except KeyboardInterrupt:

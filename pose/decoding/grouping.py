@@ -79,6 +79,8 @@ class Candidates:
     """[C, 2] float32, x and y in cells."""
     heights: np.ndarray
     """[C] float32 in (0, 1]."""
+    peaks: np.ndarray
+    """[K] int64, how many of each joint there were before the highest were taken."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,8 @@ def find(heats: np.ndarray, sigma: float, rules: GroupingParams) -> Candidates:
         keep = (values > flat[at - step]) & (values >= flat[at + step])
         at, values = at[keep], values[keep]
     joint, cell = np.divmod(at, (height + 2) * line)
-    if len(at) > rules.candidates:
+    peaks = np.bincount(joint, minlength=joints)
+    if peaks.max() > rules.candidates:
         best = np.lexsort((-values, joint))
         first = np.searchsorted(joint, np.arange(joints))
         chosen = np.sort(best[np.arange(len(best)) - first[joint] < rules.candidates])
@@ -171,7 +174,7 @@ def find(heats: np.ndarray, sigma: float, rules: GroupingParams) -> Candidates:
     x, rise_x = _vertex(middle, flat[at - 1], flat[at + 1], sigma)
     y, rise_y = _vertex(middle, flat[at - line], flat[at + line], sigma)
     places = np.stack([column - 0.5 + x, row - 0.5 + y], axis=1).astype(np.float32)
-    return Candidates(joint, places, np.minimum(np.exp(middle + rise_x + rise_y), 1).astype(np.float32))
+    return Candidates(joint, places, np.minimum(np.exp(middle + rise_x + rise_y), 1).astype(np.float32), peaks)
 
 
 def _vertex(middle: np.ndarray, before: np.ndarray, after: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray]:

@@ -22,6 +22,10 @@ PICTURE_OVERLAY = ".pose.jpg"
 VIDEO_OVERLAY = ".pose.mp4"
 """What an overlay's name adds to its original's: a.png and a.jpg keep one each."""
 
+PICTURE_STEPS = ".pose-steps.jpg"
+VIDEO_STEPS = ".pose-steps.mp4"
+"""The same of the steps that led to it."""
+
 READ_TOGETHER = 8
 """Picture files decoded ahead, side by side."""
 
@@ -78,8 +82,8 @@ class PictureFile:
 def find(patterns: Sequence[str]) -> list[Path]:
     """The pictures and videos that files, folders (with their subfolders) and globs name, in that order, each once.
 
-    Sorted within a folder or glob, and without the overlays of an earlier run, which only their outright name brings
-    in. Raises ConfigError where one of the patterns names nothing.
+    Sorted within a folder or glob, and without what an earlier run drew, which only its outright name brings in.
+    Raises ConfigError where one of the patterns names nothing.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
@@ -133,5 +137,5 @@ def _expand(pattern: str) -> list[Path]:
 
 def _is_wanted(path: Path) -> bool:
     suffixes = SUFFIXES + VIDEO_SUFFIXES
-    own = path.name.endswith((PICTURE_OVERLAY, VIDEO_OVERLAY))
+    own = path.name.endswith((PICTURE_OVERLAY, VIDEO_OVERLAY, PICTURE_STEPS, VIDEO_STEPS))
     return path.suffix.lower() in suffixes and not own and path.is_file()

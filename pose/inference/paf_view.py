@@ -3,7 +3,7 @@
     python -m pose.inference.paf_view FOLDER PICTURE -o steps.png
 
 writes one picture of four steps: maps, fields, candidates with the links that were matched, people. FOLDER is a bundle
-or a finished training.
+or a finished training. `pose predict --steps` does so for every picture and frame.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -60,15 +61,19 @@ class Steps:
         return transform(self.to_original, np.asarray(cells, np.float64) * stride)
 
 
-def looker(folder: Path) -> Callable[[Image.Image], Steps]:
-    """What the OpenPose of a bundle or training folder makes of a picture. Raises ConfigError for another system."""
+def looker(folder: Path, asked: str = "--steps") -> Callable[[Image.Image], Steps]:
+    """What the OpenPose of a bundle or training folder makes of a picture. Raises ConfigError for another system.
+
+    asked: the option that the error tells to leave away.
+    """
     from pose.systems.openpose import OpenPose
 
     model = trained(folder)
     system = model.system
     if not isinstance(system, OpenPose):
         raise ConfigError(
-            f"--maps: {model.name} ({folder}) finds everyone at once and has no maps of whole people; leave it away"
+            f"{asked}: {model.name} ({folder}) does not put people together from maps and fields, as openpose does, "
+            f"so there are none to show; leave {asked} away"
         )
     size = system.params.input_size
 
@@ -77,21 +82,27 @@ def looker(folder: Path) -> Callable[[Image.Image], Steps]:
         batch = system.prepare(scenes.unlabelled([image], [0], max(size), system.skeleton))
         outputs = system.forward(system.network, batch)
         heats, fields = (maps[0].cpu().numpy() for maps in system.last_maps(outputs))
-        grouping, people = system.grouped(outputs)[0], system.decode(outputs, batch)
-        return Steps(heats, fields, grouping, people, system.layout, batch.to_original[0].double().numpy(), size)
+        each = system.grouped(outputs)
+        people = system.placed(each, batch)
+        return Steps(heats, fields, each[0], people, system.layout, batch.to_original[0].double().numpy(), size)
 
     return look
 
 
 def seen(folder: Path) -> Callable[[Image.Image, People], Image.Image]:
     """For `pose predict --maps`: a picture, dimmed, with the maps as light and the fields as arrows."""
-    look = looker(folder)
+    look = looker(folder, "--maps")
 
     def draw(image: Image.Image, people: People) -> Image.Image:
         steps = look(image)
         return arrows(lit(image, steps), steps)
 
     return draw
+
+
+def sheets(folder: Path) -> Callable[[Image.Image], Image.Image]:
+    """For `pose predict --steps`: a picture's four steps, see the module."""
+    return partial(sheet, look=looker(folder))
 
 
 # ---------------------------------------------------------------- the steps

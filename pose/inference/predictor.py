@@ -18,7 +18,7 @@ from pose.config import CropParams
 from pose.data import views
 from pose.data.batch import Batch
 from pose.data.crops import crop_affine, extract, invert, transform
-from pose.errors import ConfigError, ExportError
+from pose.errors import ConfigError, ExportError, PoseError
 from pose.people import People
 from pose.skeleton import Skeleton, skeleton_named
 
@@ -61,7 +61,7 @@ class Predictor:
         """One person per box, in order, in pixels of their picture; image ids are the values of `which`.
 
         which: [N] int64, the picture each box is in. boxes: [N, 4] xyxy, of positive area. A model of whole images
-        takes whole images alone (ConfigError).
+        takes whole images alone (ConfigError). Raises PoseError for answers that are not numbers.
         """
         sizes = np.array([images[i].size for i in which], np.float32).reshape(-1, 2)
         boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
@@ -74,7 +74,7 @@ class Predictor:
         k = self.skeleton.size
         nothing = [(np.zeros((0, k, 2), np.float32), np.zeros((0, k), np.float32), np.zeros((0, k), np.float32))]
         keypoints, scores, presence = (np.concatenate(part) for part in zip(*(answers or nothing), strict=True))
-        return People(
+        people = People(
             image_ids=np.asarray(which, np.int64),
             image_sizes=sizes,
             keypoints=keypoints,
@@ -83,6 +83,8 @@ class Predictor:
             boxes=boxes,
             person_scores=scores.mean(axis=1),
         )
+        require_numbers(people, self.name, f"image {{}} of {len(images)} in this batch")
+        return people
 
     def inputs(
         self, images: Sequence[Image.Image], which: np.ndarray, boxes: np.ndarray
@@ -132,6 +134,19 @@ def whole(images: Sequence[Image.Image]) -> np.ndarray:
     """[N, 4] float32: each picture as one box."""
     sizes = np.array([image.size for image in images], np.float32).reshape(-1, 2)
     return np.concatenate([np.zeros_like(sizes), sizes], axis=1)
+
+
+def require_numbers(people: People, model: str, image: str) -> None:
+    """Raises PoseError where one of the people holds values that are not finite. image: how their image is named."""
+    values = (people.keypoints, people.scores, people.presence, people.boxes, people.person_scores)
+    fine = np.all([np.isfinite(each).all(axis=tuple(range(1, each.ndim))) for each in values], axis=0)
+    if not fine.all():
+        broken = image.format(people.image_ids[~fine][0])
+        raise PoseError(
+            f"what {model} says of {broken} holds values that are not numbers, so nobody can be found there; the "
+            "weights are broken or precision is too low. Take another version of the model, or train again with a "
+            "lower learning rate or clip_norm set"
+        )
 
 
 def describe(folder: Path) -> dict:

@@ -42,13 +42,19 @@ class ResultsFile:
 
 
 class Overlays:
-    """Overlays below one folder as their originals lie below the folder that all have in common."""
+    """Overlays below one folder as their originals lie below the folder that all have in common.
 
-    def __init__(self, sources: list[Source], out: Path) -> None:
+    endings: what names add to those of pictures, and of all else.
+    """
+
+    def __init__(
+        self, sources: list[Source], out: Path, endings: tuple[str, str] = (PICTURE_OVERLAY, VIDEO_OVERLAY)
+    ) -> None:
         files: dict[Source, Path] = {s: s.path.resolve() for s in sources if isinstance(s, PictureFile | Video)}
         common = Path(os.path.commonpath([path.parent for path in files.values()])) if files else Path()
         names = {source: str(path.relative_to(common)) for source, path in files.items()}
         self._out = out
+        self._of_picture, self._of_video = endings
         self._names = {source: names.get(source, source.name) for source in sources}
         self._video: tuple[Source, VideoWriter] | None = None
 
@@ -60,9 +66,8 @@ class Overlays:
 
     def path(self, source: Source) -> Path:
         """Where a source's overlay goes."""
-        return (
-            self._out / f"{self._names[source]}{PICTURE_OVERLAY if isinstance(source, PictureFile) else VIDEO_OVERLAY}"
-        )
+        ending = self._of_picture if isinstance(source, PictureFile) else self._of_video
+        return self._out / f"{self._names[source]}{ending}"
 
     def add(self, source: Source, frame: Frame, drawn: Image.Image) -> None:
         """One drawn frame; frames of a source come together and in order."""

@@ -14,7 +14,7 @@ from pose.bundle import require_model
 from pose.data import scenes
 from pose.data.batch import SceneBatch
 from pose.data.crops import transform
-from pose.inference.predictor import describe, onnx_session
+from pose.inference.predictor import describe, onnx_session, require_numbers
 from pose.inference.weights import Trained, trained
 from pose.people import People
 from pose.skeleton import Skeleton
@@ -50,14 +50,19 @@ class SceneModel:
         return _from_training(trained(folder), folder)
 
     def predict(self, images: Sequence[Image.Image], ids: Sequence[int]) -> People:
-        """Everyone in these RGB pictures, in their pixels, picture by picture. At least one picture."""
+        """Everyone in these RGB pictures, in their pixels, picture by picture. At least one picture.
+
+        Raises PoseError for people whose values are not numbers.
+        """
         # One at a time: an exported graph takes no more, and a crowd needs no more memory than it must.
         side = max(self.input_size)
         parts = [
             self.find(scenes.unlabelled([image], [image_id], side, self.skeleton))
             for image, image_id in zip(images, ids, strict=True)
         ]
-        return People.concatenate(parts)
+        people = People.concatenate(parts)
+        require_numbers(people, self.name, "image id {}")
+        return people
 
 
 def _graph_lacks(folder: Path) -> str:

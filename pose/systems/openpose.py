@@ -36,6 +36,7 @@ from pose.layers.openpose_stages import FieldsFirst, TwoBranch
 from pose.layers.paf import Layout, confidence_targets, field_targets
 from pose.layers.weights import load_strictly
 from pose.people import People
+from pose.progress import say
 from pose.skeleton import Skeleton
 from pose.systems.base import Card
 from pose.systems.scene_system import SceneSystem
@@ -126,6 +127,7 @@ class OpenPose(SceneSystem):
     )
 
     def __init__(self, params: Any, skeleton: Skeleton) -> None:
+        self._warned = False
         self.layout = Layout.of(skeleton)
         if params.grouping.min_joints > self.layout.joints.size:
             raise ConfigError(
@@ -166,14 +168,15 @@ class OpenPose(SceneSystem):
         return fields, heats, weight
 
     def targets_preview(self, batch: SceneBatch) -> Tensor:
-        """[B, h, w] in [0, 1], the highest of the joints' target maps."""
-        return self.targets(batch)[1][:, :-1].amax(dim=1)
+        """[B, h, w] in [0, 1], the highest of the joints' target maps and the lengths of the limbs' vectors."""
+        fields, heats, _ = self.targets(batch)
+        return torch.cat([heats[:, :-1], _lengths(fields)], dim=1).amax(dim=1).clamp(max=1)
 
     def loss(self, outputs: Any, batch: SceneBatch) -> dict[str, Tensor]:
         """Squared errors, mean over cells, channels and images, summed over the stages; 0 where nothing is known."""
         fields, heats, weight = self.targets(batch)
         gain = self.params.chosen.foreground
-        on_limb = torch.linalg.vector_norm(fields.unflatten(1, (-1, 2)), dim=2).repeat_interleave(2, dim=1)
+        on_limb = _lengths(fields).repeat_interleave(2, dim=1)
         on_joint = torch.cat([heats[:, :-1], 1 - heats[:, -1:]], dim=1)
         return {
             "fields": _squared_error(outputs["fields"], fields, weight * (1 + gain * on_limb)),
@@ -218,8 +221,32 @@ class OpenPose(SceneSystem):
         return [grouping.group(h, f, limbs, order, p.sigma, p.grouping) for h, f in zip(heats, fields, strict=True)]
 
     def decode(self, outputs: Any, batch: SceneBatch) -> People:
-        """One row per person found, in pixels of the original images, image after image; presence is the confidence."""
+        """One row per person found, in pixels of the original images, image after image; presence is the confidence.
+
+        Warns where a joint had more candidates than params allow.
+        """
         each = self.grouped(outputs)
+        self._warn(each, batch.image_ids.tolist())
+        return self.placed(each, batch)
+
+    def _warn(self, each: list[grouping.Grouping], image_ids: list[int]) -> None:
+        """Once: a video would have a line for every frame."""
+        most = self.params.grouping.candidates
+        counts = [found.candidates.peaks for found in each]
+        crowded = [n for n, peaks in enumerate(counts) if peaks.max() > most]
+        if not crowded or self._warned:
+            return
+        self._warned = True
+        first, peaks = image_ids[crowded[0]], counts[crowded[0]]
+        say(
+            f"warning: {len(crowded)} of {len(each)} images have more than {most} candidates of one joint (image id "
+            f"{first} has {peaks.max()} of {self.layout.joints.joints[peaks.argmax()]}); the highest {most} of each "
+            "are kept. If people are missing, raise systems.openpose.grouping.candidates, or its peak. Later images "
+            "like it are not named"
+        )
+
+    def placed(self, each: list[grouping.Grouping], batch: SceneBatch) -> People:
+        """The people of `grouped` as `decode` returns them."""
         device = batch.to_original.device
         image = np.concatenate([np.full(len(found.groups.scores), n, np.int64) for n, found in enumerate(each)])
         columns = (np.concatenate([getattr(found, name) for found in each]) for name in ("keypoints", "confidences"))
@@ -258,6 +285,11 @@ def official_weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
     while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in weights)), None):
         weights = {name.removeprefix(prefix): value for name, value in weights.items()}
     return weights
+
+
+def _lengths(fields: Tensor) -> Tensor:
+    """[B, 2L, h, w] to [B, L, h, w], of the limbs' vectors."""
+    return torch.linalg.vector_norm(fields.unflatten(1, (-1, 2)), dim=2)
 
 
 def _squared_error(maps: Tensor, target: Tensor, weight: Tensor) -> Tensor:

@@ -242,6 +242,7 @@ def test_plateaus_are_one_candidate_and_caps_keep_the_highest():
     heats[1, 1, [1, 3, 5, 7]] = [0.2, 0.9, 0.4, 0.6]
     few = find(heats, SIGMA, rules(candidates=2))
     assert few.joints.tolist() == [0, 1, 1]
+    assert few.peaks.tolist() == [1, 4]
     np.testing.assert_allclose(few.heights[1:], [0.9, 0.6], atol=1e-3)
 
 
@@ -269,7 +270,8 @@ def test_matching_is_greedy_and_nobody_is_taken_twice():
 
 def chain(joints):
     """One candidate after the other, of these joints."""
-    return Candidates(np.array(joints), np.zeros((len(joints), 2), np.float32), np.ones(len(joints), np.float32))
+    ones = np.ones(len(joints), np.float32)
+    return Candidates(np.array(joints), np.zeros((len(joints), 2), np.float32), ones, np.bincount(joints))
 
 
 def test_supporting_links_join_what_is_apart_and_never_divide_or_overwrite():

@@ -10,13 +10,19 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
+from pose.cli import app
 from pose.config_loading import load
 from pose.decoding.grouping import group
 from pose.errors import ConfigError
-from pose.inference import paf_view
+from pose.inference import paf_view, scene_model
 from pose.inference.draw import SIDE_COLOURS
-from pose.inference.paf_view import GAP, Steps, arrows, linked, lit, looker, seen, sheet
+from pose.inference.frames import find
+from pose.inference.paf_view import GAP, Steps, arrows, linked, lit, looker, seen, sheet, sheets
+from pose.inference.pipelines import EndToEnd
+from pose.inference.video import Video
+from pose.inference.weights import trained
 from pose.layers.paf import Layout, confidence_targets, field_targets
 from pose.people import People
 from pose.skeleton import LSP14
@@ -123,11 +129,16 @@ def bundle(folder: Path, name: str, system) -> Path:
     return folder
 
 
-def test_a_trained_folder_is_looked_through(tmp_path: Path) -> None:
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A bundle of a small OpenPose, without its graph."""
     whole = load().systems["openpose"]
     torch.manual_seed(0)
     system = create("openpose", type(whole).model_validate({**whole.model_dump(), **TINY}), LSP14)
-    folder = bundle(tmp_path / "bundle", "openpose", system)
+    return bundle(tmp_path / "bundle", "openpose", system)
+
+
+def test_a_trained_folder_is_looked_through(folder: Path) -> None:
     image = Image.new("RGB", (100, 50), (200, 40, 10))
     shown = looker(folder)(image)
     assert shown.heats.shape == (14, 16, 20)
@@ -137,9 +148,35 @@ def test_a_trained_folder_is_looked_through(tmp_path: Path) -> None:
     assert seen(folder)(image, shown.people).size == image.size
 
 
-def test_systems_without_fields_are_refused(tmp_path: Path) -> None:
+def test_the_command_writes_the_steps_beside_the_overlay(
+    folder: Path, tmp_path: Path, make_video, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = EndToEnd(scene_model._from_training(trained(folder), folder))
+    monkeypatch.setattr("pose.inference.choice.choose", lambda *_: pipeline)
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    Image.new("RGB", (100, 50), (200, 40, 10)).save(photos / "a.png")
+    make_video(photos / "b.mp4", 2)
+    arguments = ["predict", str(photos), "--model", str(folder), "--out", str(out)]
+    assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
+    plain = {path.name: path.read_bytes() for path in out.iterdir()}
+    result = CliRunner().invoke(app, [*arguments, "--steps"], catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    steps = {"a.png.pose-steps.jpg", "b.mp4.pose-steps.mp4"}
+    assert {path.name for path in out.iterdir()} == {*plain, *steps}
+    assert (out / "a.png.pose.jpg").read_bytes() == plain["a.png.pose.jpg"]
+    width = 2 * paf_view.SMALLEST + 3 * GAP
+    with Image.open(out / "a.png.pose-steps.jpg") as shown:
+        assert shown.width == width
+    assert [frame.image.width for frame in Video(out / "b.mp4.pose-steps.mp4").frames()] == [width, width]
+    with pytest.raises(ConfigError, match="names no picture"):
+        find([str(out)])
+
+
+@pytest.mark.parametrize("asked", ["--steps", "--maps"])
+def test_systems_without_fields_are_refused(tmp_path: Path, asked: str) -> None:
     whole = load().systems["simple_baseline"]
     params = type(whole).model_validate({**whole.model_dump(), "depth": 18, "input_size": 32})
     system = create("simple_baseline", params, LSP14)
-    with pytest.raises(ConfigError, match=r"--maps: simple_baseline .* leave it away"):
-        looker(bundle(tmp_path / "other", "simple_baseline", system))
+    with pytest.raises(ConfigError, match=rf"{asked}: simple_baseline .*other\) .*; leave {asked} away"):
+        {"--steps": sheets, "--maps": seen}[asked](bundle(tmp_path / "other", "simple_baseline", system))

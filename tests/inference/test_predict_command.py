@@ -240,6 +240,7 @@ def test_model_of_boxes_takes_the_whole_picture_as_one(person_bundle: Path, phot
         (("{a}", "--detector", "{person}"), "was trained on whole images"),
         (("{a}", "--boxes", "{boxes}"), "was trained on whole images"),
         (("{a}", "--maps"), "whose network this version does not have"),
+        (("{a}", "--steps"), "whose network this version does not have"),
     ],
 )
 def test_what_does_not_go_together_is_said(

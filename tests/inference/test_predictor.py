@@ -17,7 +17,7 @@ from pose.config import CropParams
 from pose.data import views
 from pose.data.crops import crop_affine, extract
 from pose.data.shards import Row, Split, write_shards
-from pose.errors import ConfigError, ExportError, TrainingError
+from pose.errors import ConfigError, ExportError, PoseError, TrainingError
 from pose.evaluate import predict as evaluate_predict
 from pose.inference.predictor import Predictor
 from pose.inference.weights import network_of
@@ -115,6 +115,18 @@ def test_no_pictures_give_no_people(bundle: Path) -> None:
     people = Predictor.load(bundle).predict([])
     assert len(people) == 0
     assert people.keypoints.shape == (0, LSP14.size, 2)
+
+
+@pytest.mark.parametrize(("part", "value"), [(0, np.nan), (1, np.nan), (2, np.inf)])
+def test_answers_that_are_not_numbers_are_refused(part: int, value: float) -> None:
+    def network(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        answer = np.zeros((len(images), 14, 2)), np.zeros((len(images), 14)), np.zeros((len(images), 14))
+        answer[part][1, 5] = value
+        return answer
+
+    model = Predictor("broken (folder)", network, LSP14, CROP, (INPUT, INPUT))
+    with pytest.raises(PoseError, match=r"broken \(folder\) says of image 1 of 3 in this batch holds values"):
+        model.predict([Image.new("RGB", (40, 30))] * 3, first_id=7)
 
 
 def test_input_is_what_evaluation_feeds() -> None:

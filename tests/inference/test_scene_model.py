@@ -14,6 +14,7 @@ from PIL import Image
 from pose.config import CropParams
 from pose.config_loading import load
 from pose.data.scenes import SceneRow, SceneSplit, fit, mask_shape, write_scenes
+from pose.errors import PoseError
 from pose.inference import scene_model
 from pose.inference.choice import choose
 from pose.inference.pipelines import EndToEnd
@@ -137,6 +138,21 @@ def test_bundle_of_a_scene_system_works_by_itself(tmp_path: Path, system_name: s
         np.testing.assert_allclose(people.keypoints[n], np.tile([32 * factor, 24 * factor], (LSP14.size, 1)), rtol=0.02)
         expected = np.minimum(np.array([16, 8, 48, 40]) * factor, [width, height, width, height])
         np.testing.assert_allclose(people.boxes[n], expected, rtol=0.02)
+
+
+@pytest.mark.parametrize("broken", ["boxes", "keypoints", "presence"])
+def test_a_graph_whose_answer_is_no_number_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    k = LSP14.size
+    shapes = {"boxes": (2, 4), "person_scores": (2,), "keypoints": (2, k, 2), "scores": (2, k), "presence": (2, k)}
+    answer = {name: np.ones(shapes[name], np.float32) for name in scene_model.OUTPUTS}
+    answer[broken][1].flat[0] = np.nan
+    session = type("Session", (), {"run": lambda self, names, feed: [answer[name] for name in names]})()
+    monkeypatch.setattr(scene_model, "onnx_session", lambda path: session)
+    model = SceneModel.load(write_finder(tmp_path / "b", "keypoint_rcnn", None))
+    with pytest.raises(PoseError, match=r"keypoint_rcnn \(.*b\) says of image id 41 holds values that are not numbers"):
+        model.predict([Image.new("RGB", SIZES[0])], [41])
 
 
 def test_what_a_graph_lacks_the_network_itself_does(

@@ -256,9 +256,20 @@ def test_what_is_not_labelled_changes_nothing():
     for one, other in zip(system.targets(batch), system.targets(dirt), strict=True):
         assert torch.equal(one, other)
         assert one.isfinite().all()
+
+
+def test_the_preview_shows_joints_and_the_limbs_between_them():
+    system = tiny("two_branch")
+    batch = standing(LSP14, [(48.0, 46.0)], stature=80.0)
     preview = system.targets_preview(batch)
-    assert preview.shape == (2, 24, 24)
-    assert 0.5 < preview.max() <= 1
+    assert preview.shape == (1, 24, 24)
+    assert (preview >= 0).all()
+    assert (preview <= 1).all()
+    cell = lambda place: preview[0, int(place[1] // 4), int(place[0] // 4)]  # noqa: E731
+    knee, ankle = (batch.keypoints[0, 0, LSP14.index(name)] for name in ("left_knee", "left_ankle"))
+    assert cell(knee) > 0.7
+    assert cell((knee + ankle) / 2) > 0.9, "no joint is near"
+    assert cell(torch.tensor([6.0, 6.0])) < 1e-6, "nobody is near"
 
 
 # ---------------------------------------------------------------- decoding
@@ -326,6 +337,26 @@ def test_nobody_is_an_empty_answer():
     assert people.keypoints.shape == (0, 17, 2)
     assert people.boxes.shape == (0, 4)
     assert system.people(perfect(system, batch)).keypoints.shape == (0, 17, 2)
+
+
+def test_a_warning_says_once_that_candidates_were_left_away(capsys):
+    rules = load().systems["openpose"].grouping.model_dump()
+    system = tiny("two_branch", grouping=rules | {"candidates": 2})
+    batch = standing(LSP14, [(24.0, 46.0), (70.0, 50.0)])
+    outputs = {name: torch.cat([part, part]) for name, part in perfect(system, batch).items()}
+    wrist = LSP14.index("left_wrist")
+    outputs["heats"][1, 0, wrist] = 0
+    outputs["heats"][1, 0, wrist, 20, [2, 6, 10, 14, 18]] = 0.5
+    batch = replace(scene(LSP14, [2, 2]), image_ids=torch.tensor([5, 77]))
+    people = system.decode(outputs, batch)
+    assert people.image_ids.tolist() == [5, 5, 77, 77]
+    said = capsys.readouterr().err
+    assert "1 of 2 images have more than 2 candidates of one joint (image id 77 has 5 of left_wrist)" in said
+    assert "raise systems.openpose.grouping.candidates" in said
+    system.decode(outputs, batch)
+    assert capsys.readouterr().err == "", "a video would have a line for every frame"
+    tiny("two_branch").decode(outputs, batch)
+    assert capsys.readouterr().err == ""
 
 
 def test_maps_that_are_not_numbers_are_refused():
