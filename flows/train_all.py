@@ -223,6 +223,7 @@ def train_all(profile: str | None = None, overrides: Sequence[str] = ()) -> Summ
     steps.catch_up(params)
     dataset = data(params.dataset)
     jobs = _jobs(params, dataset, profile, overrides)
+    _mind_missing_boxes(jobs)
     parent = _parent_run(params, jobs)
     status = "FAILED"
     try:
@@ -256,6 +257,17 @@ def _jobs(params: Params, dataset: DatasetVersion, profile: str | None, override
     if detector is not None and params.dataset_params.crop.view == "person" and params.evaluation.detections is None:
         jobs |= {name: replace(job, detector=detector) for name, job in jobs.items() if SYSTEMS[name].view == "person"}
     return list(jobs.values())
+
+
+def _mind_missing_boxes(jobs: Sequence[Job]) -> None:
+    """Says once who has no figures in detected boxes, and why."""
+    params = jobs[0].params
+    without = [job.system for job in jobs if SYSTEMS[job.system].view == "person" and job.detections is None]
+    if without and params.dataset_params.crop.view == "person":
+        say(
+            f"{', '.join(without)}: evaluated in annotated boxes alone; for figures in detected boxes beside these add "
+            f"{DETECTOR} to `architectures`, or name a file of detections in `evaluation.detections`"
+        )
 
 
 def _boxes(jobs: Sequence[Job]) -> Path | None:

@@ -20,7 +20,7 @@ from pose.evaluation import Evaluation
 from pose.metrics.truth import Truth
 from pose.people import People
 from pose.predictions import best_in_each, predict, predict_boxes
-from pose.protocol import NO_BOXES, TRUE_BOXES, Protocol, data_version
+from pose.protocol import NO_BOXES, ONE_SCALE, TRUE_BOXES, Protocol, data_version
 from pose.skeleton import Skeleton, skeleton_named
 from pose.systems.base import System
 
@@ -86,7 +86,14 @@ def protocol_of(system: System, directory: Path, split: str, info: DatasetInfo) 
         flip_test=bool(getattr(system.params, "flip_test", False)),
         sigmas=system.skeleton.oks_sigmas,
         nms="none" if whole else system.settling.name,
+        scales=_scales(system.params),
     )
+
+
+def _scales(params: Any) -> tuple[float, ...]:
+    """Of the input, all of which a system looks at when evaluating; most have no such parameter."""
+    scales = getattr(params, "test_scales", getattr(params, "scales", ONE_SCALE))
+    return tuple(sorted(float(scale) for scale in scales))
 
 
 def with_oks(

@@ -99,9 +99,7 @@ class Evaluation:
     def save(self, directory: Path) -> None:
         """Writes evaluation.json, which a person can read, and evaluation.npz with the per-image sums."""
         directory.mkdir(parents=True, exist_ok=True)
-        value = {name: _plain(getattr(self, name)) for name in _READABLE}
-        value["slices"] = {key: [_plain(asdict(item)) for item in made] for key, made in self.slices.items()}
-        value["diagnosis"] = {key: _plain(asdict(made)) for key, made in self.diagnosis.items()}
+        value = {name: _plain(getattr(self, name)) for name in _READABLE} | self.details()
         value["protocols"] = {key: {"id": made.id, **made.parts()} for key, made in self.protocols.items()}
         (directory / "evaluation.json").write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
         arrays = {"image_ids": self.image_ids}
@@ -110,6 +108,15 @@ class Evaluation:
         for name, ranking in self.rankings.items():
             arrays |= {f"ranking.{part}.{name}": array for part, array in vars(ranking).items()}
         np.savez_compressed(directory / "evaluation.npz", allow_pickle=False, **arrays)
+
+    def details(self) -> dict[str, Any]:
+        """What lies behind the metrics, as JSON has it: per joint in the order of `joints`, slices, diagnosis."""
+        return {
+            "joints": list(self.joints),
+            "per_joint": _plain(self.per_joint),
+            "slices": {key: [_plain(asdict(item)) for item in made] for key, made in self.slices.items()},
+            "diagnosis": {key: _plain(asdict(made)) for key, made in self.diagnosis.items()},
+        }
 
     @staticmethod
     def load(directory: Path) -> Evaluation:

@@ -13,6 +13,7 @@ from pose.errors import DataError
 EVALUATOR = "1"
 """Raised whenever a figure of unchanged predictions changes."""
 NO_BOXES, TRUE_BOXES = "none", "truth"
+ONE_SCALE = (1.0,)
 BOXES = {"": "annotated boxes, or none", "_detected": "detected boxes, or none"}
 """What the end of a figure's name says of the boxes its people were seen in."""
 
@@ -32,6 +33,8 @@ class Protocol:
     nms: str
     """How detections of one person were thinned out before they were counted."""
     evaluator: str = EVALUATOR
+    scales: tuple[float, ...] = ONE_SCALE
+    """Of the input, ascending, over all of which the system looks."""
 
     @property
     def id(self) -> str:
@@ -39,29 +42,32 @@ class Protocol:
         return json_sha256(self.parts())[:12]
 
     def parts(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return vars(self) | {"sigmas": None if self.sigmas is None else list(self.sigmas)}
+        """As JSON has it; without the scales where there is one, so that ids of before they were told apart hold."""
+        parts = vars(self) | {"sigmas": None if self.sigmas is None else list(self.sigmas), "scales": list(self.scales)}
+        if self.scales == ONE_SCALE:
+            del parts["scales"]
+        return parts
 
     @staticmethod
     def of(parts: Mapping[str, Any]) -> Protocol:
         """The reverse of `parts`."""
-        sigmas = parts["sigmas"]
-        return Protocol(**{**parts, "sigmas": None if sigmas is None else tuple(sigmas)})
+        sigmas, scales = parts["sigmas"], tuple(parts.get("scales", ONE_SCALE))
+        return Protocol(**{**parts, "sigmas": None if sigmas is None else tuple(sigmas), "scales": scales})
 
     def differences(self, other: Protocol) -> dict[str, tuple[Any, Any]]:
         """What differs, by name: ours and theirs."""
-        ours, theirs = self.parts(), other.parts()
+        ours, theirs = vars(self), vars(other)
         return {name: (ours[name], theirs[name]) for name in ours if ours[name] != theirs[name]}
 
     def rivals(self, other: Protocol) -> bool:
-        """Whether the better figure is the better model. Flip testing and what thins out poses are part of a model.
+        """Whether the better figure is the better model. Flip testing, scales and what thins out poses are part of one.
 
         Beside who finds people by itself, so are a detector's boxes: both are end to end. Annotated boxes are a gift,
         and those of two detectors compare the detectors.
         """
         boxes = {self.boxes, other.boxes}
         end_to_end = NO_BOXES in boxes and TRUE_BOXES not in boxes
-        return set(self.differences(other)) <= {"flip_test", "nms", *(("boxes",) if end_to_end else ())}
+        return set(self.differences(other)) <= {"flip_test", "scales", "nms", *(("boxes",) if end_to_end else ())}
 
 
 def data_version(directory: Path) -> str:

@@ -266,6 +266,24 @@ def test_a_release_becomes_a_bundle_that_answers_as_it_does(elsewhere: Path) -> 
 
 
 @pytest.mark.parametrize(
+    "words",
+    [("evaluate", "models:/any@champion"), ("export", "folder", "--out", "out"), ("predict", "a.jpg", "-m", "folder")],
+    ids=lambda words: words[0],
+)
+def test_numbers_of_a_trained_system_cannot_be_set(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(elsewhere)
+    Path("a.jpg").touch()
+    given = "systems.simple_baseline.flip_test=false"
+    result = invoke(*words, "--set", "evaluation.split=val", "--set", given)
+    assert result.exit_code == ConfigError.exit_code
+    said = " ".join(result.stderr.split())
+    assert f"--set {given} would change nothing" in said
+    assert "train or import again" in said
+
+
+@pytest.mark.parametrize(
     ("scene", "dataset", "said"), [(True, "crowd", "finds people by itself"), (False, "lspet", "in the whole image")]
 )
 def test_detections_that_evaluate_cannot_use_are_refused(

@@ -11,13 +11,16 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from typer.testing import CliRunner, Result
 
+from pose import config_loading
+from pose.cli import app
 from pose.config import CropParams, EvaluationParams, PromotionParams
 from pose.data.crops import crop_affine, extract
 from pose.data.scenes import SceneRow, fit, mask_shape, write_scenes
 from pose.data.shards import DatasetInfo, Row, describe, seal, write_shards
 from pose.errors import ConfigError, DataError
-from pose.evaluate import evaluate_system
+from pose.evaluate import evaluate_system, protocol_of
 from pose.evaluation import Evaluation
 from pose.people import People
 from pose.registry.promotion import compare, same_images
@@ -218,6 +221,72 @@ def test_what_a_scene_system_finds_is_its_end_to_end_answer(tmp_path: Path):
     assert low <= difference <= high
     assert difference == pytest.approx(expected)
     assert expected > 0
+
+
+@pytest.mark.parametrize(("name", "key"), [("openpose", "scales"), ("kapao", "test_scales")])
+def test_scales_that_a_system_looks_at_are_its_protocol(tmp_path: Path, name: str, key: str):
+    folder = prepared(tmp_path / "discs", [1])
+    params, told = config_loading.load().systems[name], []
+    for scales in ([1], [1, 0.5]):
+        system = Knowing()
+        system.params = params.model_copy(update={key: scales})
+        told.append(protocol_of(system, folder, "test", describe(folder)))
+    single, several = told
+    assert single.differences(several) == {"scales": ((1.0,), (0.5, 1.0))}
+    assert single.id != several.id
+    assert not single.differences(protocol_of(Knowing(), folder, "test", describe(folder))).keys() - {"flip_test"}
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch):
+    """`pose evaluate` of an evaluation, by a profile that has systems."""
+
+    def run(evaluation: Evaluation, *words: str) -> Result:
+        monkeypatch.setattr("pose.commands.models.evaluate_folder", lambda *_: evaluation)
+        return CliRunner().invoke(app, ["evaluate", "folder", "--profile", "crowd-cpu", *words], catch_exceptions=False)
+
+    return run
+
+
+def test_the_command_shows_slices_and_what_errors_cost(tmp_path: Path, command):
+    folder = prepared(tmp_path / "discs", [1, 2, 3, 0, 2])
+    evaluation, _ = evaluate_system(Knowing(misses_third=True), folder, PARAMS, 2)
+    text = command(evaluation).stdout
+    assert text.count("who is found, no boxes") == text.count("what errors cost, no boxes") == 1, "both are the same"
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
+    edge = next(s for s in evaluation.slices[""] if s.name == "inside the image")
+    span = f"{edge.ar_interval[0]:.4f} to {edge.ar_interval[1]:.4f}"
+    assert next(row for row in rows if "inside the image" in row)[2:] == [
+        "8", f"{edge.ap:.4f}", f"{edge.ap_interval[0]:.4f} to {edge.ap_interval[1]:.4f}", f"{edge.ar:.4f}", span,
+    ]  # fmt: skip
+    gained = evaluation.diagnosis[""].gained["not_found"]
+    assert next(row for row in rows if "not found" in row)[1:3] == [f"{gained:+.4f}", "1"]
+    assert gained > 0
+
+    read = json.loads(command(evaluation, "--json").stdout)
+    assert read["oks_ap"]["value"] == evaluation.metrics["oks_ap"]
+    assert [row["people"] for row in read["slices"]["_detected"]] == [s.people for s in evaluation.slices[""]]
+    assert read["diagnosis"][""]["gained"] == evaluation.diagnosis[""].gained
+    evaluation.save(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved/evaluation.json").read_text())
+    assert {name: read[name] for name in evaluation.details()} == {name: saved[name] for name in evaluation.details()}
+
+
+def test_a_detector_has_no_slices_to_show(tmp_path: Path, command):
+    evaluation, _ = evaluate_system(Knowing(finds_joints=False), prepared(tmp_path / "discs", [1, 2]), PARAMS, 2)
+    assert "who is found" not in command(evaluation).stdout
+    assert json.loads(command(evaluation, "--json").stdout)["slices"] == {}
+
+
+def test_the_command_says_where_detected_boxes_are_missing(tmp_path: Path, command):
+    evaluation, _ = evaluate_system(Discs(), prepared(tmp_path / "discs", [1, 2]), PARAMS, 4)
+    done = command(evaluation, "--json")
+    assert done.stderr.count("--detections FILE") == 1
+    read = json.loads(done.stdout)
+    assert len(read["per_joint"]["pck_torso_02"]) == len(read["joints"]) == 14
+    assert "who is found, annotated boxes" in command(evaluation).stdout
+    both = replace(evaluation, protocols=evaluation.protocols | {"_detected": evaluation.protocols[""]})
+    assert "--detections" not in command(both, "--json").stderr
 
 
 def test_on_whole_images_nobody_needs_boxes(tmp_path: Path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -37,23 +37,25 @@ def evaluate(
 ) -> None:
     """Measure a model on the evaluation split: every metric with its interval and what the baselines reach.
 
-    `--set evaluation.split=val` takes the validation split. Example: `pose evaluate models:/pose-lspet@champion`
+    Where people are counted by OKS, also how well those of each kind are found, and what each kind of error costs.
+    `--json` has the figures of each joint, too. `--set evaluation.split=val` takes the validation split.
+    Example: `pose evaluate models:/pose-lspet@champion`
     """
     params = load_params(profile, set_)
     folder, name = model_folder(model, profile, set_), dataset or params.dataset
     if detections is not None:
         _require_boxes_to_be_of_use(folder, name, detections)
     evaluation = evaluate_folder(folder, name, params, detections)
+    _mind_missing_boxes(evaluation)
     if out is not None:
         evaluation.save(out)
     if json:
         intervals = evaluation.intervals
-        print_json(
-            {
-                name: _with_interval(value, *intervals[name]) | {"protocol": _protocol(evaluation, name)}
-                for name, value in evaluation.metrics.items()
-            }
-        )
+        figures: dict[str, Any] = {
+            name: _with_interval(value, *intervals[name]) | {"protocol": _protocol(evaluation, name)}
+            for name, value in evaluation.metrics.items()
+        }
+        print_json(figures | evaluation.details())
     else:
         _print(evaluation)
 
@@ -168,6 +170,18 @@ def _require_boxes_to_be_of_use(folder: Path, dataset: str, detections: Path) ->
         )
 
 
+def _mind_missing_boxes(evaluation: Evaluation) -> None:
+    from pose.progress import say
+    from pose.protocol import TRUE_BOXES
+
+    given = evaluation.protocols.get("")
+    if given is not None and given.boxes == TRUE_BOXES and "_detected" not in evaluation.protocols:
+        say(
+            "people are seen in annotated boxes alone; for figures in detected boxes beside these give --detections "
+            "FILE, a person detector's boxes of the same images"
+        )
+
+
 def evaluate_folder(folder: Path, dataset: str, params: Params, detections: Path | None = None) -> Evaluation:
     """The figures of a bundle or training folder on a prepared dataset. Raises ConfigError for other joints."""
     from pose.evaluate import evaluate_system
@@ -191,22 +205,62 @@ def _protocol(evaluation: Evaluation, metric: str) -> str | None:
 
 def _print(evaluation: Evaluation) -> None:
     from pose.evaluation import DEFINITIONS
+    from pose.protocol import ONE_SCALE
 
     rows = []
     named = {f"{name}{suffix}": text for suffix in ("", "_detected") for name, text in DEFINITIONS.items()}
     for name, definition in named.items():
         if name not in evaluation.metrics:
             continue
-        low, high = evaluation.intervals[name]
         floors = {who: figures[name] for who, figures in evaluation.baselines.items() if name in figures}
         floor = ", ".join(f"{who.replace('_', ' ')} {value:.4f}" for who, value in floors.items())
-        rows.append((name, f"{evaluation.metrics[name]:.4f}", f"{low:.4f} to {high:.4f}", floor, definition))
+        rows.append((name, f"{evaluation.metrics[name]:.4f}", _span(evaluation.intervals[name]), floor, definition))
     title = f"{evaluation.people} people, {evaluation.dataset} {evaluation.split}"
     interval = f"{evaluation.confidence:.0%} interval"
     print_table(title, ("metric", "value", interval, "baseline", "what it counts"), rows, right=("value",))
+    for suffix in _sources(evaluation):
+        _print_slices(evaluation, suffix)
+        _print_diagnosis(evaluation, suffix)
     for suffix, protocol in evaluation.protocols.items():
-        boxes = {"none": "no boxes", "truth": "annotated boxes"}.get(protocol.boxes, f"{protocol.boxes} boxes")
+        scales = "" if protocol.scales == ONE_SCALE else f", scales {', '.join(f'{s:g}' for s in protocol.scales)}"
         typer.echo(
-            f"protocol {protocol.id}{f' of figures in {suffix}' if suffix else ''}: {boxes}, "
-            f"data {protocol.data[:12]}, NMS {protocol.nms}"
+            f"protocol {protocol.id}{f' of figures in {suffix}' if suffix else ''}: {_boxes(evaluation, suffix)}, "
+            f"data {protocol.data[:12]}, NMS {protocol.nms}{scales}"
         )
+
+
+def _span(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:.4f} to {interval[1]:.4f}"
+
+
+def _sources(evaluation: Evaluation) -> list[str]:
+    """Ends of the names of OKS figures; one where both are the same, as of a system that finds people by itself."""
+    first = evaluation.protocols.get("")
+    return [end for end in evaluation.slices if end == "" or evaluation.protocols.get(end) != first]
+
+
+def _boxes(evaluation: Evaluation, suffix: str) -> str:
+    source = evaluation.protocols[suffix].boxes
+    return {"none": "no boxes", "truth": "annotated boxes"}.get(source, f"{source} boxes")
+
+
+def _print_slices(evaluation: Evaluation, suffix: str) -> None:
+    rows = [
+        (s.kind, s.name, s.people, f"{s.ap:.4f}", _span(s.ap_interval), f"{s.ar:.4f}", _span(s.ar_interval))
+        for s in evaluation.slices[suffix]
+    ]
+    interval = f"{evaluation.confidence:.0%} interval"
+    columns = ("people by", "group", "people", f"oks_ap{suffix}", interval, f"oks_ar{suffix}", interval)
+    print_table(f"who is found, {_boxes(evaluation, suffix)}", columns, rows, right=columns[2:4] + columns[5:6])
+
+
+def _print_diagnosis(evaluation: Evaluation, suffix: str) -> None:
+    from pose.report.sections import ERRORS
+
+    made = evaluation.diagnosis[suffix]
+    rows = [
+        (kind.replace("_", " "), f"{gained:+.4f}", made.counts[kind], ERRORS[kind])
+        for kind, gained in made.gained.items()
+    ]
+    columns = ("error", f"oks_ap{suffix} gained", "count", "what it counts")
+    print_table(f"what errors cost, {_boxes(evaluation, suffix)}", columns, rows, right=columns[1:3])

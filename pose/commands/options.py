@@ -59,9 +59,25 @@ def prepared_folder(name: str) -> Path:
 
 
 def model_folder(model: str, profile: str | None = None, overrides: list[str] | None = None) -> Path:
-    """A model as a local folder: one named outright, or the verified bundle behind models:/... (RegistryError)."""
+    """A model as a local folder: one named outright, or the verified bundle behind models:/... (RegistryError).
+
+    Raises ConfigError for overrides of systems, of which a trained model knows nothing.
+    """
+    _require_no_systems(overrides or [])
     if not model.startswith("models:/"):
         return Path(model)
     from pose.registry import Registry
 
     return Registry(load_params(profile, overrides).storage_path).bundle(model)
+
+
+def _require_no_systems(overrides: list[str]) -> None:
+    """A profile may have systems: it is chosen for its other blocks, too."""
+    from pose.errors import ConfigError
+
+    for text in overrides:
+        if text.partition("=")[0].split(".")[0] == "systems":
+            raise ConfigError(
+                f"--set {text} would change nothing: a model keeps the numbers that it was trained or imported with; "
+                f"leave it away, or train or import again with it"
+            )

@@ -49,8 +49,8 @@ def show(
 ) -> None:
     """All versions of one model with their aliases, headline metric, data and commit; or its figures beside others'.
 
-    Figures of different protocols (data, split, boxes, flip test, sigmas, NMS, evaluator) are not compared (exit code
-    6). Example: `pose registry show pose-vgg19`, `pose registry show pose-vgg19 --compare pose-alexnet/3`
+    Figures of different protocols (data, split, boxes, flip test, scales, sigmas, NMS, evaluator) are not compared
+    (exit code 6). Example: `pose registry show pose-vgg19`, `pose registry show pose-vgg19 --compare pose-alexnet/3`
     """
     if compare:
         _compare(_registry(profile, set_), [model, *compare], json)
@@ -60,7 +60,12 @@ def show(
     if json:
         print_json(
             [
-                {**asdict(version), "metrics": version.metrics, "protocol": _protocol(version, metric)}
+                {
+                    **asdict(version),
+                    "metrics": version.metrics,
+                    "protocol": _protocol(version, metric),
+                    "protocols": {name: _protocol(version, name) for name in version.metrics},
+                }
                 for version in versions
             ]
         )
@@ -76,12 +81,14 @@ def show(
 
 def _compare(registry: Registry, references: list[str], json: bool) -> None:
     table = registry.compare(references)
+    versions = [registry.resolve(reference) for reference in table.models]
+    # All who have a figure have it by one protocol, or they would not be compared.
+    protocols = {name: next(filter(None, (_protocol(v, name) for v in versions)), "") for name in table.figures}
     if json:
-        print_json(asdict(table))
+        print_json(asdict(table) | {"protocols": protocols})
         return
-    rows = [(name, *(_number(value) for value in values)) for name, values in table.figures.items()]
-    rows.append(("protocol", *[table.protocol] * len(table.models)))
-    print_table("the same protocol", ("metric", *table.models), rows, right=table.models)
+    rows = [(name, *(_number(value) for value in values), protocols[name]) for name, values in table.figures.items()]
+    print_table("the same protocol", ("metric", *table.models, "protocol"), rows, right=table.models)
 
 
 @app.command()

@@ -203,6 +203,22 @@ def test_a_registry_that_is_away_is_asked_again_and_a_bad_bundle_is_not() -> Non
         assert train_all_module._registry_away(None, None, state) is helps
 
 
+@pytest.mark.parametrize(
+    ("system", "view", "boxes", "said"),
+    [("simple_baseline", "person", None, True), ("simple_baseline", "person", Path("boxes.json"), False),
+     ("simple_baseline", "image", None, False), ("openpose", "person", None, False)],
+)  # fmt: skip
+def test_who_has_no_detected_boxes_is_named_once(
+    system: str, view: str, boxes: Path | None, said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = SimpleNamespace(dataset_params=SimpleNamespace(crop=SimpleNamespace(view=view)))
+    job: Any = SimpleNamespace(system=system, params=params, detections=boxes)
+    train_all_module._mind_missing_boxes([job, job])
+    text = capsys.readouterr().err
+    assert text.count("\n") == said
+    assert ("person_detector" in text and "evaluation.detections" in text) is said
+
+
 # ---------------------------------------------------------------- other figures, other data
 
 

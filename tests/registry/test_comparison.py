@@ -28,13 +28,27 @@ def tagged(**protocols: Protocol) -> dict[str, str]:
 def test_the_id_is_of_everything_that_a_figure_depends_on() -> None:
     changed = {
         "dataset": "other", "data": "beef", "split": "val", "boxes": "none", "flip_test": True, "sigmas": None,
-        "nms": "none", "evaluator": "0",
+        "nms": "none", "evaluator": "0", "scales": (0.5, 1.0),
     }  # fmt: skip
-    assert set(changed) == set(PROTOCOL.parts())
+    assert set(changed) == set(vars(PROTOCOL))
     ids = {replace(PROTOCOL, **{name: value}).id for name, value in changed.items()}
-    assert len(ids | {PROTOCOL.id}) == 9
+    assert len(ids | {PROTOCOL.id}) == 10
     assert Protocol.of(PROTOCOL.parts()) == PROTOCOL
     assert replace(PROTOCOL).id == PROTOCOL.id
+
+
+def test_a_single_scale_has_the_id_and_the_record_of_before_there_were_scales() -> None:
+    recorded = {
+        "dataset": "drawn", "data": "da7a", "split": "test", "boxes": "truth", "flip_test": False,
+        "sigmas": [0.1, 0.2], "nms": "oks 0.9", "evaluator": "1",
+    }  # fmt: skip
+    assert PROTOCOL.parts() == recorded
+    assert Protocol.of(recorded) == PROTOCOL
+    assert PROTOCOL.id == "2c33451bae9c"
+    several = replace(PROTOCOL, scales=(0.5, 1.0))
+    assert Protocol.of(json.loads(json.dumps(several.parts()))) == several
+    assert PROTOCOL.differences(several) == {"scales": ((1.0,), (0.5, 1.0))}
+    assert PROTOCOL.rivals(several)
 
 
 def test_versions_of_one_protocol_stand_side_by_side(factory: Callable, registry: Registry) -> None:
@@ -48,7 +62,8 @@ def test_versions_of_one_protocol_stand_side_by_side(factory: Callable, registry
 @pytest.mark.parametrize(
     ("changed", "said"),
     [({"boxes": "none"}, "boxes is truth and none"), ({"data": "beef"}, "data is da7a and beef"),
-     ({"flip_test": True}, "flip_test is False and True")],
+     ({"flip_test": True}, "flip_test is False and True"),
+     ({"scales": (0.5, 1.0)}, r"scales is \(1.0,\) and \(0.5, 1.0\)")],
 )  # fmt: skip
 def test_other_protocols_are_not_compared(factory: Callable, registry: Registry, changed: dict, said: str) -> None:
     a = factory().register(np.full(20, 5), tagged(truth=PROTOCOL))
@@ -161,3 +176,25 @@ def test_the_command_refuses_with_the_registrys_exit_code(
     assert "split is test and val" in str(refused.exception)
     listed = runner.invoke(command.app, ["show", a.name, "--json"])
     assert json.loads(listed.stdout)[0]["protocol"] == PROTOCOL.id
+
+
+def test_each_figure_stands_beside_its_own_protocol(
+    factory: Callable, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pose.commands import registry as command
+
+    monkeypatch.setattr(command, "_registry", lambda profile, set_: registry)
+    measured = evaluation_of(np.arange(30) % 3 == 0)
+    both = replace(measured, metrics=measured.metrics | {"oks_ap_detected": 0.25})
+    boxed, plain = (factory().offer(made, tagged(truth=PROTOCOL, **more)) for made, more in (
+        (both, {"_detected": DETECTED}), (measured, {})))  # fmt: skip
+    expected = {"oks_ap": PROTOCOL.id, "mean_pose_oks_ap": PROTOCOL.id, "oks_ap_detected": DETECTED.id}
+    runner = CliRunner()
+    listed = runner.invoke(command.app, ["show", boxed.name, "--json"])
+    assert json.loads(listed.stdout)[0]["protocols"] == expected
+    compare = ["show", f"{plain.name}/1", "--compare", f"{boxed.name}/1"]
+    assert json.loads(runner.invoke(command.app, [*compare, "--json"]).stdout)["protocols"] == expected
+    rows = {line.split("│")[1].strip(): line for line in runner.invoke(command.app, compare).stdout.splitlines()
+            if line.startswith("│")}  # fmt: skip
+    for metric, protocol in expected.items():
+        assert protocol in rows[metric]
