@@ -51,7 +51,7 @@ def draw(curves: dict[str, list[float]], metric: str, path: Path) -> None:
     axes.set(
         xlabel="epoch",
         ylabel=f"validation {metric}",
-        ylim=(0, None),
+        ylim=(0, 1.1 * max(map(max, curves.values()))),
         xticks=range(1, max(map(len, curves.values())) + 1),
     )
     axes.grid(alpha=0.3)
