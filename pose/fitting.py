@@ -29,8 +29,7 @@ from pose.metrics.truth import Truth
 from pose.people import People
 from pose.progress import say
 from pose.skeleton import skeleton_named
-from pose.systems import create, restore
-from pose.systems.base import System
+from pose.systems import SYSTEMS, create, restore
 from pose.training import Outcome, TrainingSpec
 
 CODE = ("pose/fitting.py", "pose/metrics/*.py", "pose/evaluate_oks.py", "pose/people.py")
@@ -39,7 +38,8 @@ CODE = ("pose/fitting.py", "pose/metrics/*.py", "pose/evaluate_oks.py", "pose/pe
 
 def needed(spec: TrainingSpec) -> bool:
     """Whether the system of this specification has something to fit after its training."""
-    return _outline(spec).fits
+    with torch.device("meta"):
+        return create(spec.system, spec.system_params, skeleton_named(describe(spec.data).skeleton)).fits
 
 
 def fit(spec: TrainingSpec, outcome: Outcome) -> Path:
@@ -56,13 +56,8 @@ def fit(spec: TrainingSpec, outcome: Outcome) -> Path:
     return folder
 
 
-def _outline(spec: TrainingSpec) -> System:
-    with torch.device("meta"):
-        return create(spec.system, spec.system_params, skeleton_named(describe(spec.data).skeleton))
-
-
 def _fit(spec: TrainingSpec, outcome: Outcome, folder: Path, made_of: dict[str, str]) -> None:
-    loader = open_loader(_outline(spec).view, spec.data, "train", spec.params.training.loader_threads)
+    loader = open_loader(SYSTEMS[spec.system].view, spec.data, "train", spec.params.training.loader_threads)
     system = restore(create(spec.system, spec.system_params, loader.split.skeleton), outcome.weights)
 
     def batches() -> Iterator[Any]:
