@@ -9,8 +9,8 @@ Where they start from ImageNet weights, first weights here are He's. Scale and r
 ranges and always applied; theirs are clipped normal numbers, and a rotation comes with probability 0.6.
 
 Recipe `modern` differs where it matters: a softmax over each map's cells and the cross-entropy to an exactly centred
-Gaussian, which learns from the first step where the squared error first has to leave the all-zero answer; DARK reads
-the probabilities.
+Gaussian, which has no all-zero answer to leave first (whether that pays: docs/results.md); DARK reads the
+probabilities.
 """
 
 from __future__ import annotations
