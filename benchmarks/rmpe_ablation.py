@@ -15,7 +15,7 @@ twin         with the frozen twin's loss, too
 true, noisy       one box per person
 several           PROPOSALS noisy boxes per person, nothing suppressed; scores are box x mean joint
 oks_nms           OKS-NMS at 0.9 on those
-released, fitted  pose NMS on those: the released numbers, and numbers fitted on images of the training split
+released, fitted  pose NMS on those: the released numbers, and numbers fitted to the training split as AlphaPose's are
 
 Crops are the stored ones (twice the true box), seen through the noisy boxes. Networks are narrow and epochs few: it
 compares parts, not systems. Several seeds say how far chance reaches. JSON on stdout, the table on stderr.
@@ -31,6 +31,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,16 @@ import torch
 from pose.config import ROOT
 from pose.config_loading import load
 from pose.data import detections
+from pose.data.batch import Batch
 from pose.data.loader import Loader
 from pose.data.shards import Split
-from pose.decoding import oks_nms, pose_nms
+from pose.decoding import oks_nms, pose_nms_fit
+from pose.decoding.pose_nms import PoseNms, pose_nms
+from pose.decoding.pose_nms_fit import PROPOSALS
 from pose.decoding.proposals import shift_edges
+from pose.decoding.settling import EVERYONE
 from pose.errors import PoseError
+from pose.evaluate_oks import read_truth
 from pose.metrics import oks
 from pose.metrics.truth import sigmas_of
 from pose.people import People
@@ -57,7 +63,6 @@ from pose.training.sampling import epoch_order, steps_per_epoch
 from pose.training.stage import Stage
 
 LOSS, JITTER, SCORE_NOISE = 0.8, 0.06, 0.1
-PROPOSALS = 3
 FIT_IMAGES = 60
 NARROW: dict[str, Any] = {
     "input_size": (64, 96),
@@ -203,23 +208,28 @@ def detector(split: Split, count: int, seed: int) -> tuple[np.ndarray, np.ndarra
     return moved, np.clip(overlap + SCORE_NOISE * rng.standard_normal(overlap.shape), 0.05, 1)
 
 
+def poses(system: System, batch: Batch, boxes: torch.Tensor) -> People:
+    """Those of a batch's people seen through these boxes [B, 4]."""
+    with torch.inference_mode():
+        ready = system.prepare(replace(batch, boxes=boxes.float()))
+        return system.decode(system.forward(system.network, ready), ready)
+
+
 def predict(system: System, split: Split, rows: np.ndarray, boxes: np.ndarray, scores: np.ndarray) -> People:
     """A pose per box [R, P, 4] of these rows; `person_scores` are the boxes' [R, P]."""
     parts, first = [], 0
-    with torch.inference_mode():
-        for batch in Loader(split, threads=1).batches(rows, 64, None, 0, 0):
-            for number in range(boxes.shape[1]):
-                here = slice(first, first + len(batch))
-                ready = system.prepare(replace(batch, boxes=torch.from_numpy(boxes[here, number]).float()))
-                people = system.decode(system.forward(system.network, ready), ready)
-                parts.append(replace(people, person_scores=scores[here, number].astype(np.float32)))
-            first += len(batch)
+    for batch in Loader(split, threads=1).batches(rows, 64, None, 0, 0):
+        for number in range(boxes.shape[1]):
+            here = slice(first, first + len(batch))
+            people = poses(system, batch, torch.from_numpy(boxes[here, number]))
+            parts.append(replace(people, person_scores=scores[here, number].astype(np.float32)))
+        first += len(batch)
     return People.concatenate(parts)
 
 
 def measure(
     system: System, train: Split, val: Split, data: Path, images: int, seed: int
-) -> tuple[dict[str, float], pose_nms.PoseNms]:
+) -> tuple[dict[str, float], PoseNms]:
     """AP by column, and the fitted numbers."""
     skeleton = val.skeleton
     rows, truth = first_images(val, data / "val.json", images)
@@ -238,8 +248,8 @@ def measure(
         "noisy": ap(oks_nms.rescored(one, one.person_scores)),
         "several": ap(ranked),
         "oks_nms": ap(ranked.select(oks_nms.suppress(ranked, sigmas_of(skeleton)))),
-        "released": ap(pose_nms.pose_nms(several)),
-        "fitted": ap(pose_nms.pose_nms(several, fitted)),
+        "released": ap(pose_nms(several, EVERYONE)),
+        "fitted": ap(pose_nms(several, fitted)),
     }
     return {name: round(value, 4) for name, value in columns.items()}, fitted
 
@@ -253,16 +263,20 @@ def first_images(split: Split, annotations: Path, count: int) -> tuple[np.ndarra
     return np.flatnonzero(np.isin(split.image_ids, chosen)), {**whole, "images": images, "annotations": told}
 
 
-def fit(system: System, train: Split, data: Path, seed: int) -> pose_nms.PoseNms:
-    """Pose NMS's numbers for the system's own poses in the first images of the training split."""
-    rows, truth = first_images(train, data / "train.json", FIT_IMAGES)
-    boxes, scores = (values[rows] for values in detector(train, PROPOSALS, seed + 2))
-    people = predict(system, train, rows, boxes, scores)
+def fit(system: System, train: Split, data: Path, seed: int) -> PoseNms:
+    """Pose NMS's numbers for the system's own poses in the imagined detector's boxes of the training split."""
+    boxes, scores = detector(train, PROPOSALS, seed + 2)
+    truth = read_truth(data, "train", train.skeleton)
 
-    def quality(params: pose_nms.PoseNms) -> float:
-        return oks.evaluate(pose_nms.pose_nms(people, params), truth, train.skeleton).metrics["ap"]
+    def found(batch: Batch, number: int) -> tuple[torch.Tensor, np.ndarray]:
+        rows = batch.sample.numpy()
+        return torch.from_numpy(boxes[rows, number]), scores[rows, number]
 
-    return pose_nms.fit(quality, rounds=1)[0]
+    def quality(people: People) -> float:
+        return oks.evaluate(people, truth.of_images(people.image_ids), train.skeleton).metrics["ap"]
+
+    batches = Loader(train, threads=1).batches(np.arange(len(train)), 64, None, 0, 0)
+    return pose_nms_fit.fit(batches, FIT_IMAGES, found, partial(poses, system), quality)[0]
 
 
 if __name__ == "__main__":

@@ -15,15 +15,12 @@ far as they can be and is meant to be fitted.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Literal
 
 import numpy as np
 
 from pose.people import People
-from pose.progress import track
 
 NEAR = 1.0
 """Released K: joints this far apart or nearer count, px."""
@@ -181,33 +178,3 @@ def _released_image(people: People, params: PoseNms) -> People:
     )
     enough = np.minimum(scores[found.kept].max(axis=1), merged.max(axis=1)) >= params.min_score
     return result.select(enough)
-
-
-# ---------------------------------------------------------------- fitting
-
-FACTORS = (0.25, 0.5, 0.8, 1.0, 1.25, 2.0, 4.0)
-"""Of one search: each number is multiplied by these."""
-PAIRS = (("score_scale", "proximity"), ("weight", "threshold"))
-FITTED = tuple(name for pair in PAIRS for name in pair)
-
-
-def fit(quality: Callable[[PoseNms], float], start: PoseNms = RELEASED, rounds: int = 2) -> tuple[PoseNms, float]:
-    """The numbers with the highest quality (the AP of the training split, say), and that quality.
-
-    Two of the four are fixed while the other two are searched, in turns, as in the paper (section 3.3); ties stay with
-    the earlier numbers. Stops when a round changes nothing.
-    """
-    best, value = start, quality(start)
-    for _ in range(rounds):
-        before = best
-        for pair in PAIRS:
-            around = best
-            for factors in track(list(product(FACTORS, FACTORS)), f"fitting {' and '.join(pair)}"):
-                changes = {name: getattr(around, name) * factor for name, factor in zip(pair, factors, strict=True)}
-                candidate = replace(around, **changes)
-                found = quality(candidate)
-                if found > value:
-                    best, value = candidate, found
-        if best == before:
-            break
-    return best, value

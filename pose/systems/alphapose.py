@@ -20,10 +20,10 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -31,11 +31,10 @@ from torch import Tensor, nn
 from pose.config import ROOT, Count, PhaseParams, Positive, RecipeParams, Strict, SystemParams
 from pose.data import views
 from pose.data.batch import Batch
-from pose.decoding import pose_nms
+from pose.decoding import pose_nms_fit
 from pose.decoding.dark import dark
 from pose.decoding.peaks import highest, mass, quarter
-from pose.decoding.pose_nms import FITTED, PoseNms
-from pose.decoding.proposals import Offsets, match, overlap, shift_edges
+from pose.decoding.proposals import Offsets, match, shift_edges
 from pose.decoding.settling import BY_POSE_NMS, EVERYONE, Settling, by_fitted
 from pose.errors import ConfigError
 from pose.layers import heatmaps
@@ -47,9 +46,7 @@ from pose.systems.base import Card, Joints, System
 from pose.systems.simple_baseline import CONFIDENT_RADIUS, blur_side
 
 SEED = 0
-"""Of the starts of k-means, and of the boxes that pose NMS is fitted to."""
-PROPOSALS = 3
-"""Boxes drawn for each person there."""
+"""Of the starts of k-means."""
 
 
 class AlphaPoseRecipe(RecipeParams):
@@ -214,45 +211,32 @@ class AlphaPose(System):
 
     @torch.no_grad()
     def fit(self, batches: Callable[[], Iterator[Batch]], quality: Callable[[People], float]) -> dict[str, Any]:
-        """The numbers of pose NMS with the highest OKS AP on people of the first images, each seen through several
-        boxes drawn as a detector places them (`proposals`); their scores are their overlaps with the true ones.
+        """The numbers of pose NMS for people seen in boxes drawn as a detector places them; see pose_nms_fit.
 
         Where whole images are seen instead of boxes nobody is found twice, and the released numbers stay.
         """
-        first = next(batches())
+        everyone = batches()
+        first = next(everyone)
         if first.view == "image":
-            return {"images": 0, "pose nms": {name: getattr(EVERYONE, name) for name in FITTED}}
-        seen = People.concatenate(list(self._through_drawn_boxes(batches())))
+            return {"images": 0, "pose nms": pose_nms_fit.fitted(EVERYONE)}
+        detector = pose_nms_fit.drawn(self._symmetric.offsets, self.skeleton)
+        numbers, said = pose_nms_fit.fit(
+            chain([first], everyone), self.params.fit_images, detector, self._poses, quality
+        )
+        self._symmetric.nms.copy_(torch.tensor(list(pose_nms_fit.fitted(numbers).values()), dtype=torch.float64))
+        return said
 
-        def after_nms(numbers: PoseNms) -> float:
-            return quality(pose_nms.pose_nms(seen, numbers))
-
-        before = after_nms(EVERYONE)
-        numbers, after = pose_nms.fit(after_nms, EVERYONE)
-        fitted = {name: getattr(numbers, name) for name in FITTED}
-        self._symmetric.nms.copy_(torch.tensor(list(fitted.values()), dtype=torch.float64))
-        images = len(np.unique(seen.image_ids))
-        return {"images": images, "pose nms": fitted, "oks_ap": after, "oks_ap with the released numbers": before}
-
-    def _through_drawn_boxes(self, batches: Iterator[Batch]) -> Iterator[People]:
-        generator, images = torch.Generator().manual_seed(SEED), set[int]()
-        for batch in batches:
-            for _ in range(PROPOSALS):
-                drawn = self._symmetric.offsets.draw(batch.keypoints, batch.labelled, self.skeleton, generator)
-                boxes = shift_edges(batch.boxes, drawn)
-                ready = super().prepare(replace(batch, boxes=boxes))
-                people = self.decode(self.forward(self.network, ready), ready)
-                yield replace(people, person_scores=overlap(boxes, batch.boxes).numpy())
-            images.update(batch.image_ids.tolist())
-            if len(images) >= self.params.fit_images:
-                return
+    def _poses(self, batch: Batch, boxes: Tensor) -> People:
+        """Those of the batch's people seen through boxes xyxy [B, 4]."""
+        ready = super().prepare(replace(batch, boxes=boxes))
+        return self.decode(self.forward(self.network, ready), ready)
 
     @property
     def settling(self) -> Settling:
         """Pose NMS, with the released numbers or the fitted ones."""
         if not self.fits:
             return BY_POSE_NMS
-        numbers = dict(zip(FITTED, self._symmetric.nms.tolist(), strict=True))
+        numbers = dict(zip(pose_nms_fit.FITTED, self._symmetric.nms.tolist(), strict=True))
         return by_fitted(replace(EVERYONE, **numbers))
 
     # ------------------------------------------------------------ losses
@@ -346,7 +330,7 @@ class Symmetric(nn.Module):
         for name in ("atoms", "weights", "means", "factors"):
             self.register_buffer(name, getattr(released, name))
         if params.nms == "fitted":
-            self.register_buffer("nms", torch.tensor([getattr(EVERYONE, name) for name in FITTED], dtype=torch.float64))
+            self.register_buffer("nms", torch.tensor(list(pose_nms_fit.fitted(EVERYONE).values()), dtype=torch.float64))
 
     @property
     def offsets(self) -> Offsets:

@@ -2,11 +2,14 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
-from pose.decoding.pose_nms import PAPER, RELEASED, TOP_SCORE, PoseNms, fit, merge, pose_nms, suppress
+from pose.decoding.pose_nms import PAPER, RELEASED, TOP_SCORE, PoseNms, merge, pose_nms, suppress
+from pose.decoding.pose_nms_fit import PROPOSALS, fit, search
 from pose.people import People
 
 JOINTS = 17
@@ -158,7 +161,7 @@ def test_owners_point_at_what_removed_them():
         assert weights[found.owner == place].sum(axis=0) == pytest.approx(np.ones(JOINTS), abs=1e-5)
 
 
-def test_fit_finds_the_best_numbers_of_a_known_quality():
+def test_search_finds_the_best_numbers_of_a_known_quality():
     """A quality that peaks at factors on the grid's path, with the pairs coupled."""
     peak = {"score_scale": 0.5, "proximity": 2.65 * 2, "weight": 1.7 * 0.8, "threshold": 22.48 * 0.5}
 
@@ -166,23 +169,45 @@ def test_fit_finds_the_best_numbers_of_a_known_quality():
         off = {name: math.log(getattr(params, name) / value) for name, value in peak.items()}
         return -sum(v * v for v in off.values()) - 0.5 * off["weight"] * off["threshold"]
 
-    best, value = fit(quality, rounds=3)
+    best, value = search(quality, rounds=3)
     assert value == pytest.approx(0, abs=1e-9)
     assert {name: getattr(best, name) for name in peak} == pytest.approx(peak)
 
 
-def test_fit_keeps_the_start_where_nothing_is_better():
-    assert fit(lambda params: 0.5) == (RELEASED, 0.5)
+def test_search_keeps_the_start_where_nothing_is_better():
+    assert search(lambda params: 0.5) == (RELEASED, 0.5)
 
 
-def test_fit_on_poses_drops_the_copies_that_the_paper_numbers_keep():
+def test_search_on_poses_drops_the_copies_that_the_paper_numbers_keep():
     """Copies 8 px apart are one person: the fitted threshold removes them, the converted constants do not."""
     people = poses(seed=3, spread=8.0)
 
     def quality(params: PoseNms) -> float:
         return -abs(len(pose_nms(people, params)) - 6)
 
-    best, value = fit(quality, start=PAPER)
+    best, value = search(quality, start=PAPER)
     assert quality(PAPER) < -3
     assert value == 0
     assert len(pose_nms(people, best)) == 6
+
+
+def test_fit_is_to_all_boxes_of_whole_batches_with_the_boxes_scores():
+    """Two images a batch: the third image wanted is in the second batch, the third batch is not looked at."""
+    batches = [SimpleNamespace(image_ids=torch.tensor([number, number + 1])) for number in (0, 2, 4)]
+    one, scales = poses(seed=1, people=2, copies=1), []
+
+    def found(batch, number):
+        return torch.full((2, 4), float(number)), [0.5, 0.1 * number]
+
+    def in_boxes(batch, boxes):
+        assert batch is not batches[2]
+        return replace(one, image_ids=batch.image_ids.numpy(), keypoints=one.keypoints + 500 * boxes[0, 0].item())
+
+    def quality(people):
+        scales.append(len(people))
+        return float(np.ptp(people.person_scores))
+
+    numbers, said = fit(batches, 3, found, in_boxes, quality)
+    assert (said["images"], set(scales)) == (4, {4 * PROPOSALS})
+    assert said["oks_ap"] == said["oks_ap with the released numbers"] > 0
+    assert numbers.threshold == said["pose nms"]["threshold"] == RELEASED.threshold

@@ -463,10 +463,17 @@ def test_pose_nms_is_fitted_to_what_is_seen_in_drawn_boxes(monkeypatch, tmp_path
         for n in range(8)
     ]  # fmt: skip
     coco = {"images": [{"id": n, "width": 200, "height": 200} for n in range(8)], "annotations": annotations}
-    batches = [replace(batch, boxes=boxes), None]
+    reads = []
+
+    def batches():
+        reads.append("first")
+        yield replace(batch, boxes=boxes)
+        reads.append("second")
+
     again = torch.get_rng_state()
-    said = system.fit(lambda: iter(batches), lambda people: oks.evaluate(people, coco, LSP14).metrics["ap"])
+    said = system.fit(batches, lambda people: oks.evaluate(people, coco, LSP14).metrics["ap"])
     assert torch.equal(torch.get_rng_state(), again)
+    assert reads == ["first"], "once, and no further than the images reach"
     assert len(seen) == 3
     assert not torch.equal(seen[0], seen[1])
     assert said["images"] == 8
