@@ -6,7 +6,7 @@ Types of one system's own sizes live beside that system, in pose/systems/.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -227,6 +227,8 @@ class SystemParams(Strict):
     padding: Positive = Field(
         default=1.25, description="person view: the box times this, then widened to the input's aspect"
     )
+    paths: ClassVar[dict[str, set[str]]] = {}
+    """Fields that say where `files` lie, which decides nothing of what is trained."""
 
     @model_validator(mode="after")
     def _recipe_known(self) -> SystemParams:
@@ -243,6 +245,15 @@ class SystemParams(Strict):
     def files(self) -> tuple[Path, ...]:
         """What a training reads besides the dataset."""
         return ()
+
+    @property
+    def awaits(self) -> str | None:
+        """The key, if any, that asks for the boxes which the run's own person detector finds in the training split."""
+        return None
+
+    def with_boxes(self, path: Path | None) -> Self:
+        """The same with this file of boxes at that key. Only for systems that await some."""
+        raise NotImplementedError(f"{type(self).__name__} awaits no boxes")
 
 
 # ---------------------------------------------------------------- engine and pipeline

@@ -168,13 +168,20 @@ def _check_names(params: Params, origins: dict[KeyPath, str]) -> None:
     import torch
 
     from pose.skeleton import LSP14
-    from pose.systems import create
+    from pose.systems import DETECTOR, create
 
     _known("dataset", params.dataset, params.data, origins)
     for position, name in enumerate(params.architectures):
         _known("architectures", name, params.systems, origins, position)
         if name in params.architectures[:position]:
             raise ConfigError(f"architectures names {name!r} twice{_origin(('architectures',), origins)}")
+        awaited = params.systems[name].awaits
+        if awaited and DETECTOR not in params.architectures:
+            where = _origin(("systems", name, *awaited.split(".")), origins)
+            raise ConfigError(
+                f"systems.{name}.{awaited} asks for the boxes of the run's own detector{where}, but `architectures` "
+                f"has no {DETECTOR}; add it there, or name a file of detections on the training split"
+            )
     boxes = params.detections_path
     if boxes is not None and not boxes.is_file():
         given, where = params.evaluation.detections, _origin(("evaluation", "detections"), origins)

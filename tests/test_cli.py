@@ -142,6 +142,11 @@ def test_unexpected_failure_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch)
         (("config", "show", "seed.deeper"), 2, "it is a single value"),
         (("systems", "show", "vgg18"), 2, "did you mean vgg19?"),
         (("train", "vgg18"), 2, "unknown architecture 'vgg18'"),
+        (
+            ("train", "alphapose", "--set", "systems.alphapose.proposals.detections=detector"),
+            2,
+            "systems.alphapose.proposals.detections is 'detector'",
+        ),
         (("data", "preview", "demo", "--split", "training"), 2, "Invalid value for '--split'"),
         (("predict", "nothing-*.jpg", "--model", "m"), 2, "'nothing-*.jpg' names no picture"),
     ],

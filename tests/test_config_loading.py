@@ -120,6 +120,17 @@ def test_detections_that_are_there_are_accepted(tmp_path: Path) -> None:
     assert load(overrides=[f"evaluation.detections={given}"]).detections_path == given
 
 
+def test_boxes_of_the_runs_detector_need_one_in_the_run() -> None:
+    asked = "systems.alphapose.proposals.detections=detector"
+    assert load(overrides=[asked]).systems["alphapose"].awaits, "alphapose is not in this run"
+    load(overrides=[asked, "architectures=[alphapose, person_detector]"])
+    with pytest.raises(
+        ConfigError,
+        match=r"proposals\.detections asks .* \(from --set .*\), but `architectures` has no person_detector",
+    ):
+        load(overrides=[asked, "architectures=[alphapose]"])
+
+
 def test_unknown_profile_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"unknown profile 'dmo'.*did you mean 'demo'"):
         load("dmo")

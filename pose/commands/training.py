@@ -31,6 +31,7 @@ def train(
 
     params = load_params(profile, set_)
     known_system(params, system)
+    _ = params.systems[system].files  # what is missing is said before any data is prepared
     # The same specification as train-all's, so that each finds the other's trainings.
     spec = Job(system, params, bring_up_to_date(params.dataset), lineage={}).spec
     say(f"{spec.name} in {spec.run_dir}")

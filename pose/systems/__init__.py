@@ -45,6 +45,10 @@ SYSTEMS: dict[str, type[System]] = {
 }
 
 
+DETECTOR = "person_detector"
+"""In whose boxes systems of single people are evaluated, and to whose boxes some are fitted, in one run."""
+
+
 def create(name: str, params: SystemParams, skeleton: Skeleton) -> System:
     """A system with fresh weights, drawn from torch's global generator.
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -47,6 +47,8 @@ from pose.systems.simple_baseline import CONFIDENT_RADIUS, blur_side
 
 SEED = 0
 """Of the starts of k-means."""
+OF_THE_RUN = "detector"
+"""In place of a file: the boxes of the person detector that the same run of train-all trains first."""
 
 
 class AlphaPoseRecipe(RecipeParams):
@@ -71,13 +73,15 @@ class ProposalParams(Strict):
     components: Count = Field(description="Gaussians per atom")
     detections: str | None = Field(
         default=None,
-        description="COCO results of a detector on the training split; null: the released code's Gaussians",
+        description="COCO results of a detector on the training split; `detector`: of that of the same run of "
+        "train-all; null: the released code's Gaussians",
     )
 
 
 class AlphaPoseParams(SystemParams):
     """Sizes of RMPE."""
 
+    paths: ClassVar[dict[str, set[str]]] = {"proposals": {"detections"}}
     recipes: dict[str, AlphaPoseRecipe]  # type: ignore[assignment]
     pose: TrunkParams
     localisation: TrunkParams
@@ -97,13 +101,31 @@ class AlphaPoseParams(SystemParams):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The detections that proposals are fitted to. ConfigError where there is no such file."""
+        """The detections that proposals are fitted to. ConfigError where there is no such file, or not yet."""
         if self.proposals is None or self.proposals.detections is None:
             return ()
+        if self.awaits:
+            raise ConfigError(
+                f"systems.alphapose.proposals.detections is {OF_THE_RUN!r}: boxes of the person detector that the same "
+                f"run of train-all trains, and here is none. Train with train-all, or name a file of detections on the "
+                f"training split, such as train-all leaves in the folder `detections` of its storage"
+            )
         path = ROOT / self.proposals.detections
         if not path.is_file():
             raise ConfigError(f"systems.alphapose.proposals.detections is {path}; there is no such file")
         return (path,)
+
+    @property
+    def awaits(self) -> str | None:
+        """Where proposals are fitted to the boxes of the run's own detector."""
+        asked = self.proposals is not None and self.proposals.detections == OF_THE_RUN
+        return "proposals.detections" if asked else None
+
+    def with_boxes(self, path: Path | None) -> Self:
+        """Proposals that are fitted to this file; None: the released code's Gaussians."""
+        assert self.proposals is not None
+        given = self.proposals.model_copy(update={"detections": None if path is None else str(path)})
+        return self.model_copy(update={"proposals": given})
 
     @property
     def map_size(self) -> tuple[int, int]:

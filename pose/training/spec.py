@@ -93,7 +93,7 @@ class TrainingSpec:
 
     def identity(self) -> dict[str, Any]:
         """What the fingerprint is the digest of."""
-        block = self.system_params.model_dump(mode="json")
+        block = self.system_params.model_dump(mode="json", exclude=self.system_params.paths)
         block["recipes"] = {block["recipe"]: block["recipes"][block["recipe"]]}
         training = self.params.training
         return {

@@ -430,6 +430,24 @@ def test_a_training_is_another_one_where_its_detections_are(tmp_path):
         boxes.write_text(content)
         fingerprints.add(TrainingSpec("alphapose", whole, tmp_path, "data", tmp_path).fingerprint)
     assert len(fingerprints) == 2
+    moved = whole.systems["alphapose"].with_boxes(boxes.rename(tmp_path / "moved.json"))
+    whole = whole.model_copy(update={"systems": whole.systems | {"alphapose": moved}})
+    assert TrainingSpec("alphapose", whole, tmp_path, "data", tmp_path).fingerprint in fingerprints, "wherever they are"
+
+
+def test_boxes_of_the_runs_detector_are_awaited_and_then_given(tmp_path):
+    params = tiny(proposals={"phases": ["rmpe"], "atoms": 2, "components": 2, "detections": "detector"}).params
+    assert params.awaits == "proposals.detections"
+    with pytest.raises(ConfigError, match=r"proposals\.detections is 'detector'.* with train-all, or name a file"):
+        _ = params.files
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text("[]")
+    given = params.with_boxes(boxes)
+    assert (given.files, given.awaits) == ((boxes,), None)
+    assert params.with_boxes(None).files == ()
+    assert tiny(proposals=None).params.awaits is None
+    with pytest.raises(NotImplementedError, match="SimpleBaselineParams awaits no boxes"):
+        load().systems["simple_baseline"].with_boxes(boxes)
 
 
 # ---------------------------------------------------------------- pose NMS
