@@ -75,8 +75,14 @@ class Results:
             champion_of=f"pose-{self.params.dataset}" if champion else None,
             reused=reused,
             lineage={key: version.tags[key] for key in sorted(version.tags) if key not in HIDDEN_TAGS},
-            command=f"pose train {name}{self.command.removeprefix('pose train-all')}",
+            command=self._command(name),
         )
+
+    def _command(self, name: str) -> str:
+        """How to train one of them again; what waits for boxes of this run's detector needs the whole run."""
+        if self.params.systems[name].awaits:
+            return self.command
+        return f"pose train {name}{self.command.removeprefix('pose train-all')}"
 
     @property
     def champion(self) -> str | None:

@@ -31,6 +31,7 @@ from pose.evaluation import Evaluation
 from pose.export import export
 from pose.inference.weights import FACTS, trained
 from pose.people import People
+from pose.predictions import detect as find_boxes
 from pose.progress import say
 from pose.registry import Registry, RunLog, Version
 from pose.systems import SYSTEMS
@@ -43,6 +44,9 @@ EVALUATING_CODE = (
     "pose/found.py", "pose/inference/weights.py", "pose/fitting.py",
 )  # fmt: skip
 """Source files that decide what a registered bundle holds besides its trained weights."""
+
+DETECTING_CODE = ("pose/predictions.py", "pose/data/detections.py", "pose/people.py")
+"""Source files that decide a detector's boxes, besides those that decide its trained weights."""
 
 EXPORTING_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
@@ -63,6 +67,8 @@ class Job:
     lineage: dict[str, str]
     detector: Job | None = None
     """The person detector of the same run, in whose boxes a system of single people is evaluated as well."""
+    awaits: Job | None = None
+    """The same, where the training waits for its boxes on the training split."""
 
     @cached_property
     def spec(self) -> TrainingSpec:
@@ -85,6 +91,19 @@ class Job:
         )
 
     @property
+    def plan(self) -> str:
+        """Identity before anything is trained: the release, or where boxes are awaited what that will depend on."""
+        if self.awaits is None:
+            return self.release
+        return json_sha256([self.with_boxes(None).release, self.awaits.release])
+
+    def with_boxes(self, path: Path | None) -> Job:
+        """The job with the boxes that it has waited for."""
+        params = self.params.systems[self.system].with_boxes(path)
+        systems = self.params.systems | {self.system: params}
+        return replace(self, params=self.params.model_copy(update={"systems": systems}), awaits=None)
+
+    @property
     def _boxes_identity(self) -> str | None:
         given = self.params.detections_path
         if given is not None:
@@ -103,6 +122,12 @@ class Job:
     def own_detections(self) -> Path:
         """Where a detector's job leaves its boxes on the evaluation split."""
         return self.params.storage_path / "detections" / f"{self.system}-{self.release[:12]}.json"
+
+    @property
+    def training_detections(self) -> Path:
+        """Where a detector's job leaves its boxes on the training split, which depend on its training alone."""
+        key = json_sha256([self.spec.fingerprint, tree_sha256(ROOT, DETECTING_CODE)])
+        return self.params.storage_path / "detections" / f"{self.system}-{key[:12]}-train.json"
 
     @property
     def model(self) -> str:
@@ -208,11 +233,27 @@ def detect(job: Job, version: Version) -> Path:
     """The registered detector's boxes on the evaluation split, as the standard JSON list."""
     if not job.own_detections.exists():
         found = People.load(registry(job.params).bundle(version.uri) / "evaluation" / "predictions.npz")
-        job.own_detections.parent.mkdir(parents=True, exist_ok=True)
-        partial = job.own_detections.with_suffix(".partial")
-        detections.write(partial, detections.ordered(found.image_ids, found.boxes, found.person_scores))
-        partial.replace(job.own_detections)
+        _write(job.own_detections, detections.ordered(found.image_ids, found.boxes, found.person_scores))
     return job.own_detections
+
+
+def detect_in_training(job: Job, version: Version) -> Path:
+    """The registered detector's boxes on the training split, found by its network unless they are there already."""
+    path = job.training_detections
+    with alone(path.with_suffix(".lock"), f"{job.system} is looking through the training split in another process"):
+        if not path.exists():
+            images, loading = SceneSplit.open(job.dataset.directory, "train"), job.params.training.loader_threads
+            with _torch:
+                system = trained(registry(job.params).bundle(version.uri)).system
+                _write(path, find_boxes(system, images, job.spec.recipe.batch_size, loading))
+    return path
+
+
+def _write(path: Path, found: detections.Detections) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    detections.write(partial, found)
+    partial.replace(path)
 
 
 def export_bundle(job: Job, outcome: Outcome, evaluation: Path) -> Path:

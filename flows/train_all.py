@@ -1,4 +1,7 @@
-"""Flow train-all: data -> per architecture [train -> fit -> evaluate -> export -> register] -> promote -> report."""
+"""Flow train-all: data -> per architecture [train -> fit -> evaluate -> export -> register] -> promote -> report.
+
+A person detector goes first, where others are evaluated in its boxes or trained with them.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +32,9 @@ from pose.errors import PoseError, RegistryAwayError, TrainingError
 from pose.progress import say
 from pose.registry import Decision, RunLog, Version, comparable, left_out, whoami
 from pose.report import results_table
-from pose.systems import SYSTEMS
+from pose.systems import DETECTOR, SYSTEMS
 from pose.training import Outcome
 
-DETECTOR = "person_detector"
 OF_FILES = frozenset(
     {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EROFS, errno.ENOSPC,
      errno.EDQUOT}
@@ -109,6 +111,12 @@ def register(job: Job, bundle: Path, run: RunLog, parent: RunLog) -> Version:
     return steps.register(job, bundle, run, parent)
 
 
+@task(cache_policy=NO_CACHE, task_run_name="detect-{job.system}")
+def detect(job: Job, version: Version) -> Path:
+    """A detector's boxes on the training split, for trainings that wait for them."""
+    return steps.detect_in_training(job, version)
+
+
 @task(cache_policy=NO_CACHE, task_run_name="{job.system}")
 def architecture(job: Job, parent: RunLog) -> tuple[Version, bool]:
     """One architecture from its specification to a registered version, and whether it was there already."""
@@ -143,19 +151,36 @@ def side_by_side(jobs: Sequence[Job], parent: RunLog, parallel: int) -> dict[str
 
 
 def detector_first(jobs: Sequence[Job], parent: RunLog, parallel: int) -> dict[str, Any]:
-    """As side_by_side, but a person detector goes before those who are evaluated in its boxes."""
-    detector = next((job.detector for job in jobs if job.detector is not None), None)
+    """As side_by_side, but a person detector goes before those who are evaluated in its boxes or wait for them."""
+    detector = next((d for job in jobs for d in (job.detector, job.awaits) if d is not None), None)
     if detector is None:
         return side_by_side(jobs, parent, parallel)
     first = side_by_side([detector], parent, 1)
     found = first[detector.system]
     rest = [job for job in jobs if job.system != detector.system]
-    if isinstance(found, tuple):
-        say(f"{detector.system}: boxes for the others are in {steps.detect(detector, found[0])}")
-    else:
+    if not isinstance(found, tuple):
         say(f"{detector.system} failed; the others are evaluated in annotated boxes alone")
         rest = [replace(job, detector=None) for job in rest]
-    return first | side_by_side(rest, parent, parallel)
+    elif any(job.detector is not None for job in rest):
+        say(f"{detector.system}: boxes for the others are in {steps.detect(detector, found[0])}")
+    rest, lost = _with_awaited_boxes(rest, detector, found)
+    return first | (side_by_side(rest, parent, parallel) if rest else {}) | lost
+
+
+def _with_awaited_boxes(jobs: Sequence[Job], detector: Job, found: Any) -> tuple[list[Job], dict[str, TrainingError]]:
+    """The jobs that can be trained, and by name why others cannot: the detector, or its look at the training split,
+    failed.
+    """
+    if all(job.awaits is None for job in jobs):
+        return list(jobs), {}
+    boxes = _error(detect(detector, found[0], return_state=True)) if isinstance(found, tuple) else found
+    if isinstance(boxes, Path):
+        say(f"{detector.system}: boxes on the training split are in {boxes}")
+        return [job if job.awaits is None else job.with_boxes(boxes) for job in jobs], {}
+    why = f"it waits for the boxes of {detector.system} on the training split, and there are none: {_said(boxes)}"
+    return [job for job in jobs if job.awaits is None], {
+        job.system: TrainingError(why) for job in jobs if job.awaits is not None
+    }
 
 
 @task(cache_policy=NO_CACHE)
@@ -256,7 +281,7 @@ def _jobs(params: Params, dataset: DatasetVersion, profile: str | None, override
     detector = jobs.get(DETECTOR)
     if detector is not None and params.dataset_params.crop.view == "person" and params.evaluation.detections is None:
         jobs |= {name: replace(job, detector=detector) for name, job in jobs.items() if SYSTEMS[name].view == "person"}
-    return list(jobs.values())
+    return [replace(job, awaits=detector) if params.systems[name].awaits else job for name, job in jobs.items()]
 
 
 def _mind_missing_boxes(jobs: Sequence[Job]) -> None:
@@ -277,10 +302,9 @@ def _boxes(jobs: Sequence[Job]) -> Path | None:
 
 def _parent_run(params: Params, jobs: Sequence[Job]) -> RunLog:
     """The record of the whole run; the same inputs are the same run."""
-    releases = {job.system: job.release for job in jobs}
     resolved = params.model_dump(mode="json")
-    key = json_sha256(releases)
-    tags = {**jobs[0].lineage, **{f"release.{name}": release for name, release in releases.items()}}
+    key = json_sha256({job.system: job.plan for job in jobs})
+    tags = {**jobs[0].lineage, **{f"release.{job.system}": job.release for job in jobs if job.awaits is None}}
     run = steps.registry(params).start_run(f"train-all-{params.dataset}", key, tags, resolved)
     run.metrics({"audit": steps.findings(jobs[0].dataset.directory)}, step=0)
     return run

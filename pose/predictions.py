@@ -14,7 +14,7 @@ from PIL import Image
 
 from pose.config import CropParams
 from pose.data import crops, scenes
-from pose.data.detections import Detections
+from pose.data.detections import Detections, ordered
 from pose.data.loader import Loader
 from pose.data.scenes import SceneLoader, SceneSplit
 from pose.data.shards import Row, Split, write_shards
@@ -41,6 +41,13 @@ def predict(system: System, split: Split | SceneSplit, batch_size: int = 64, thr
             ready = system.prepare(batch.to(device))
             parts.append(system.decode(system.forward(system.network, ready), ready))
     return People.concatenate(parts) if parts else nobody(split.skeleton.size)
+
+
+def detect(detector: System, images: SceneSplit, batch_size: int, threads: int = 2) -> Detections:
+    """The boxes of everyone that a scene-view system finds, on a GPU where there is one."""
+    detector.network.to("cuda" if torch.cuda.is_available() else "cpu")
+    found = predict(detector, images, batch_size, threads)
+    return ordered(found.image_ids, found.boxes, found.person_scores)
 
 
 def predict_boxes(
