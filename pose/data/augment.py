@@ -91,8 +91,8 @@ def finish(batch: Batch, size: tuple[int, int], skeleton: Skeleton, padding: flo
     size: width and height of the input. Without `batch.augment` this is the plain view (pose.data.views). With it,
     the view of a person may become that of half the body; it is warped about its centre (scale, rotation, shift, then
     the mirror), new ground gets the mean colour, and a joint that leaves the view is neither labelled nor present, as
-    in the datasets. An erased joint keeps its labels. Keypoints and `to_original` follow the pixels, `boxes` stay;
-    `augment` is None afterwards.
+    in the datasets. An erased joint keeps its labels. Keypoints and `to_original` follow the pixels; `boxes` stay, but
+    for half bodies, whose they become; `augment` is None afterwards.
     """
     normalise = normaliser(batch.images.device)
     change = None if batch.augment is None else named(batch.augment)
@@ -126,6 +126,7 @@ def finish(batch: Batch, size: tuple[int, int], skeleton: Skeleton, padding: flo
         labelled=labelled,
         presence=presence,
         to_original=views.compose(batch.to_original.double(), views.inverse(warp)).float(),
+        boxes=seen.boxes,
         augment=None,
     )
 

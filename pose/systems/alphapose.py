@@ -214,11 +214,17 @@ class AlphaPose(System):
         return Offsets.fit(poses, labelled, offsets, people, self.skeleton, atoms, components, SEED)
 
     def prepare(self, batch: Batch) -> Batch:
-        """As usual; where the phase wants proposals, training samples are seen through boxes drawn from them."""
+        """As usual; where the phase wants proposals, training samples are seen through boxes drawn from them.
+
+        Half bodies are not: there the transformer learns to centre the half that is seen.
+        """
         if batch.augment is None or not self._moves_boxes:
             return super().prepare(batch)
         drawn = self._symmetric.offsets.draw(batch.keypoints, batch.labelled, self.skeleton)
-        return replace(super().prepare(replace(batch, boxes=shift_edges(batch.boxes, drawn))), boxes=batch.boxes)
+        moved = shift_edges(batch.boxes, drawn)
+        ready = super().prepare(replace(batch, boxes=moved))
+        whole = (ready.boxes == moved).all(dim=1)
+        return replace(ready, boxes=torch.where(whole[:, None], batch.boxes, ready.boxes))
 
     def forward(self, network: nn.Module, batch: Batch) -> Any:
         """The twin is asked in phases that weigh it."""
@@ -279,8 +285,8 @@ class AlphaPose(System):
         return heatmaps.mean_squared_error(maps, target, weight)
 
     def centred(self, batch: Batch) -> Tensor:
-        """[B, K, 2] input pixels: where the joints would be, were the true box, as turned as it is, in the middle of
-        the input and as large as `padding` has it.
+        """[B, K, 2] input pixels: where the joints would be, were the true box, or that of the half body that is seen,
+        as turned as it is, in the middle of the input and as large as `padding` has it.
         """
         p = self.params
         to_input = views.inverse(batch.to_original.double())

@@ -231,6 +231,14 @@ class TestHalfBody:
         batch, points = self.person(half)
         np.testing.assert_allclose(self.looked_at(batch)[0], self.expected(points[list(ids)]), atol=2e-3)
 
+    def test_the_box_becomes_the_half_s_and_else_stays(self):
+        batch, points = self.person(self.UPPER)
+        half, joints = finish(batch, (48, 64), COCO17).boxes[0].numpy(), points[:11]
+        np.testing.assert_allclose((half[:2] + half[2:]) / 2, joints.mean(axis=0), atol=2e-3)
+        np.testing.assert_allclose((half[2:] - half[:2]) * 1.25, np.ptp(joints, axis=0) * HALF_PADDING, atol=2e-3)
+        whole, _ = self.person(0.0)
+        assert torch.equal(finish(whole, (48, 64), COCO17).boxes, whole.boxes)
+
     def test_halves_of_another_skeleton(self):
         batch, points = self.person(self.LOWER, LSP14)
         np.testing.assert_allclose(self.looked_at(batch, LSP14)[0], self.expected(points[:6]), atol=2e-3)

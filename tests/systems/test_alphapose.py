@@ -242,6 +242,18 @@ def test_centred_undoes_shift_scale_and_mirror_but_not_a_turn():
     assert spun == pytest.approx((plain - middle) @ turn + middle, abs=1e-3)
 
 
+def test_a_half_body_is_centred_by_itself_and_no_proposal_moves_it():
+    system, batch = tiny(), stored(people=6)
+    batch.augment[::2, COLUMNS.index("half_body")] = 1
+    system.begin_phase(RMPE, None)
+    ready = system.prepare(batch)
+    assert torch.equal(ready.boxes[1::2], batch.boxes[1::2]), "the truth, not the proposal"
+    assert not (ready.boxes[::2] == batch.boxes[::2]).any()
+    centred = system.centred(ready)
+    assert centred[::2] == pytest.approx(ready.keypoints[::2], abs=1e-3), "nothing to do in its plain view"
+    assert (centred[1::2] - ready.keypoints[1::2]).norm(dim=2).amax(dim=1).min() > 1
+
+
 # ---------------------------------------------------------------- proposals
 
 
