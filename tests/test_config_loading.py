@@ -27,6 +27,16 @@ def test_every_profile_is_valid(profile: str | None) -> None:
     assert set(params.architectures) <= set(params.systems)
 
 
+def test_person_view_maps_meet_half_bodies_but_not_in_the_short_trainings_of_cpus() -> None:
+    names = ("cpm", "simple_baseline", "alphapose")
+    for profile in (None, *profiles()):
+        params = load(profile)
+        for name in names:
+            recipe = params.systems[name].recipes["modern"]
+            on_cpu = profile is not None and profile.endswith("-cpu") and name in params.architectures
+            assert (recipe.augment.half_body, recipe.augment.erase) == ((0, 0) if on_cpu else (0.3, 0.3))
+
+
 def test_resolved_configuration_is_plain_and_complete() -> None:
     resolved = load("demo").model_dump(mode="json")
     assert resolved["dataset"] == "demo"
