@@ -125,7 +125,7 @@ class _Search:
             equal = {"A_eq": self.equal, "b_eq": np.zeros(self.equal.shape[0])} if self.equal.shape[0] else {}
             solved = linprog(
                 self.program.cost, self.matrix, self.limits, **equal, bounds=(0, 1), method="highs",
-                options={"time_limit": self.left},
+                options={"time_limit": self.left, "presolve": False},  # costs more than it saves
             )  # fmt: skip
             if solved.status != 0:
                 return None

@@ -120,17 +120,20 @@ class Program:
         self, x: np.ndarray, y: np.ndarray, most: int, weight: np.ndarray | None = None
     ) -> csr_array | None:
         """Broken constraints; the worst first, or those whose least `weight` [D, D] of three pairs is the largest."""
+        a, c = np.triu_indices(len(x), 1)
         places, amounts = [], []
-        step = max(1, BLOCK // len(x) ** 2)
-        upper = np.triu(np.ones(y.shape, bool), 1)
+        step = max(1, BLOCK // max(1, len(a)))
         for start in range(0, len(x), step):
-            block = slice(start, start + step)
-            broken = y[block, :, None] + y[block, None, :] - y[None] - x[block, None, None]  # [b, a, c]
+            middle = y[start : start + step]
+            broken = middle[:, a] + middle[:, c]  # [b, a and c]
+            broken -= y[a, c]
+            broken -= x[start : start + step, None]
             # Nothing is broken where b is a or c: y is 0 on the diagonal.
-            b, a, c = np.nonzero((broken > VIOLATED) & upper)
-            places.append(np.stack([b + start, a, c]))
-            amounts.append(broken[b, a, c])
-        b, a, c = np.concatenate(places, axis=1)
+            at = np.flatnonzero(broken > VIOLATED)
+            places.append(at + start * len(a))
+            amounts.append(broken.ravel()[at])
+        b, pair = np.divmod(np.concatenate(places), max(1, len(a)))
+        a, c = a[pair], c[pair]
         if not len(b):
             return None
         if len(b) > most:

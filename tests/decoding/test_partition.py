@@ -6,7 +6,7 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 
-from pose.decoding import partition_exact
+from pose.decoding import partition_exact, partition_program
 from pose.decoding.partition import NONE, Partition, Problem
 from pose.decoding.partition_exact import components, solve
 from pose.decoding.partition_search import contracted, local_search
@@ -144,6 +144,27 @@ def test_transitivity_added_when_broken_is_transitivity_of_the_whole(monkeypatch
     wanted = solve(problem, AMPLE).value
     monkeypatch.setattr(partition_exact, "CUTS", 0.1)
     assert solve(problem, AMPLE).value == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.parametrize("block", [4_000_000, 50, 1])
+def test_the_transitivity_that_is_broken_is_found_whatever_the_block(monkeypatch, block):
+    monkeypatch.setattr(partition_program, "BLOCK", block)
+    problem = problem_of(9, 2, seed=3)
+    rng = np.random.default_rng(0)
+    x, y = rng.random(9), np.triu(rng.random((9, 9)), 1)
+    y = y + y.T
+    program = partition_program.Program.of(problem)
+    broken = [
+        (b, a, c) for b, (a, c) in product(range(9), combinations(range(9), 2))
+        if y[a, b] + y[b, c] - y[a, c] > x[b] + partition_program.VIOLATED
+    ]  # fmt: skip
+    wanted = np.zeros((len(broken), len(program.cost)))
+    for row, (b, a, c) in enumerate(broken):
+        wanted[row, [program.y_of[a, b], program.y_of[b, c]]] = 1
+        wanted[row, program.y_of[a, c]] = -1
+        wanted[row, np.flatnonzero(problem.owner == b)] = -1
+    assert 0 < len(broken) < 9 * 36
+    assert np.array_equal(program.transitivity(x, y, 1000).toarray(), wanted)
 
 
 def test_fractional_programs_are_branched_to_the_optimum(monkeypatch):
