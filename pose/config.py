@@ -162,10 +162,14 @@ class OptimiserParams(Strict):
 class ScheduleParams(Strict):
     """Learning-rate factor over one phase, per optimiser step."""
 
-    kind: Literal["constant", "step", "cosine"]
+    kind: Literal["constant", "step", "cosine", "plateau"]
     warmup_steps: Tally = 0
     milestones: list[Fraction] = Field(default=[], description="step: shares of the phase at which gamma applies")
-    gamma: Positive | list[Positive] = Field(default=0.1, description="step: one for all milestones, or one for each")
+    gamma: Positive | list[Positive] = Field(
+        default=0.1, description="step: one for all milestones, or one for each; plateau: the factor of every fall"
+    )
+    patience: Tally = Field(default=10, description="plateau: epochs without improvement that pass before a fall")
+    cooldown: Tally = Field(default=0, description="plateau: epochs after a fall that do not count")
     final: Fraction = Field(default=0.0, description="cosine: share of the rate that it falls to")
 
     @model_validator(mode="after")
@@ -173,6 +177,12 @@ class ScheduleParams(Strict):
         if isinstance(self.gamma, list) and len(self.gamma) != len(self.milestones):
             counts = f"{len(self.gamma)} values for {len(self.milestones)} milestones"
             raise ValueError(f"gamma has {counts}; expected one for each, or one number for all")
+        return self
+
+    @model_validator(mode="after")
+    def _plateau_lowers(self) -> ScheduleParams:
+        if self.kind == "plateau" and (isinstance(self.gamma, list) or self.gamma >= 1):
+            raise ValueError(f"gamma of a plateau is {self.gamma}; expected one number below 1")
         return self
 
 

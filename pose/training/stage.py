@@ -55,6 +55,8 @@ class Stage:
         self.ema = Ema(self.network, recipe.ema_decay) if recipe.ema_decay is not None else None
         self.sums = torch.zeros(len(self.terms) + 1, device=world.device)
         """This rank's sums since the epoch began: each loss term times its rows, then the gradient norms."""
+        self.reached: list[float] = []
+        """By each of the phase's finished epochs on the validation split; less is better. The same on every rank."""
         self._warm_up(warm_up_on)
 
     def _choose_what_trains(self) -> None:
@@ -156,7 +158,7 @@ class Stage:
             return as_float(self.system.forward(network, batch))
 
     def _set_lr(self, number: int) -> None:
-        factor = optimisers.lr_factor(self.recipe.schedule, number, self.total_steps)
+        factor = optimisers.lr_factor(self.recipe.schedule, number, self.total_steps, self.reached)
         for group in self.optimiser.param_groups:
             group["lr"] = self.recipe.optimiser.lr * self.phase.lr_factor * factor
 
@@ -178,11 +180,12 @@ class Stage:
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of this phase, besides the network."""
         ema = self.ema.state_dict() if self.ema is not None else None
-        return {"optimiser": self.optimiser.state_dict(), "ema": ema}
+        return {"optimiser": self.optimiser.state_dict(), "ema": ema, "reached": self.reached}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Inverse of state."""
         self.optimiser.load_state_dict(state["optimiser"])
+        self.reached = state["reached"]
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
 

@@ -174,6 +174,7 @@ class Run:
                 f"{self.spec.system} epoch {p.epoch} ({phase.name}): val/{name} is {metric}; these weights are of no "
                 "use. Earlier checkpoints are intact; lower the learning rate or set clip_norm"
             )
+        stage.reached.append(-metric if more_is_better else metric)
         if p.best is None or (metric > p.best if more_is_better else metric < p.best):
             p.best, p.best_epoch, p.best_metric, p.stale = metric, p.epoch, f"val/{name}", 0
             with stage.averaged():

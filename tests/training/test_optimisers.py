@@ -95,6 +95,34 @@ def test_schedules(params, expected):
     np.testing.assert_allclose([optimisers.lr_factor(params, step, 8) for step in range(8)], expected, atol=1e-12)
 
 
+def test_a_plateau_lowers_the_rate_after_its_patience_and_rests():
+    """Falls after the third epoch in a row without improvement; two that follow do not count."""
+    params = ScheduleParams(kind="plateau", gamma=0.5, patience=2, cooldown=2)
+    reached = [3.0, 2.0, 2.0, 2.5, 2.1, 2.1, 2.1, 2.1, 2.1, 2.1, 1.0, 1.0]
+    factors = [optimisers.lr_factor(params, 0, 8, reached[:epochs]) for epochs in range(len(reached) + 1)]
+    assert factors == [1, 1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25]
+
+
+@pytest.mark.parametrize(("patience", "cooldown", "sign"), [(5, 3, 1), (5, 3, -1), (0, 0, 1), (1, 4, 1), (3, 1, -1)])
+def test_a_plateau_counts_as_torch_does(patience, cooldown, sign):
+    """Also where the values are negated and more was better."""
+    params = ScheduleParams(kind="plateau", gamma=0.8, patience=patience, cooldown=cooldown)
+    rng = np.random.default_rng(patience)
+    noise = rng.normal(0, 0.05, 60) * (rng.random(60) < 0.7)
+    reached = (np.maximum(0.2, np.exp(-np.arange(60) / 15) + noise) * np.linspace(1, 0.9999, 60)).tolist()
+    optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    torchs = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimiser, "min" if sign == 1 else "max", 0.8, patience, cooldown=cooldown
+    )
+    if sign == -1:
+        reached = [1 - value for value in reached]
+    for epoch, value in enumerate(reached, start=1):
+        torchs.step(value)
+        factor = optimisers.lr_factor(params, 0, 8, [sign * value for value in reached[:epoch]])
+        assert factor == pytest.approx(optimiser.param_groups[0]["lr"], abs=1e-12)
+    assert factor < 1
+
+
 def test_papers_rates_are_theirs():
     systems = load().systems
     deepcut, kapao, openpose = (systems[name].recipes["paper"] for name in ("deepcut", "kapao", "openpose"))
@@ -104,6 +132,9 @@ def test_papers_rates_are_theirs():
     assert rates == pytest.approx([0.02, 0.002, 0.0005, 0.0002, 0.00005])
     rates = [kapao.optimiser.lr * optimisers.lr_factor(kapao.schedule, step, 9_500) for step in (1_500, 5_500, 9_500)]
     assert rates == pytest.approx([0.01, 0.006, 0.002])
+    # The release's, but for the trunk: ours learns from the start, its own was taught and stays still for 5 epochs.
+    rates = [optimisers.lr_factor(openpose.schedule, 600, 1_000, [1.0] * epochs) for epochs in (0, 6, 7, 15, 16)]
+    assert rates == pytest.approx([1, 1, 0.8, 0.8, 0.64])
     for recipe in (kapao, openpose):
         optimiser = optimisers.build(recipe.optimiser, nn.Linear(3, 2).parameters(), lr_factor=1.0)
         assert isinstance(optimiser, torch.optim.SGD)
@@ -123,6 +154,12 @@ def test_what_cannot_be_stepped_is_refused():
         ScheduleParams(kind="step", milestones=[0.5, 0.75], gamma=[0.1])
     with pytest.raises(ValueError, match="nesterov is true with momentum 0"):
         OptimiserParams(kind="sgd", lr=0.1, momentum=0.0, nesterov=True)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 2.0, []])
+def test_a_plateau_that_would_not_lower_the_rate_is_refused(gamma):
+    with pytest.raises(ValueError, match=r"gamma of a plateau is .*; expected one number below 1"):
+        ScheduleParams(kind="plateau", gamma=gamma)
 
 
 def test_clipping_returns_the_norm_before():

@@ -89,3 +89,34 @@ def test_killed_ranks_resume_exactly(spec, tmp_path, size):
     assert other.resumed_from == [8]
     assert other.weights_sha256 == one.weights_sha256
     assert timeless(other) == timeless(one)
+
+
+PLATEAU = {
+    "optimiser": {"kind": "sgd", "lr": 1e-12},  # nothing improves after the first epoch
+    "schedule": {"kind": "plateau", "gamma": 0.5, "patience": 0, "cooldown": 1},
+    "phases": [{"name": "only", "epochs": 5, "train": ["trunk", "coordinates"], "losses": {"coordinates": 1.0}}],
+    "system": {"batch_norm": False},
+}
+
+
+@pytest.mark.parametrize("step", [12, 17, 21, 29])
+def test_a_plateau_goes_on_where_it_was(spec, monkeypatch, step):
+    with monkeypatch.context() as patch:
+        interrupt_before(patch, step)
+        with pytest.raises(StoppedError):
+            pose.training.run(spec(**PLATEAU))
+    resumed = pose.training.run(spec(**PLATEAU))
+    assert resumed.resumed_from == [2 * (step // 2)]
+    assert [record["lr"] for record in resumed.history] == [1e-12, 1e-12, 5e-13, 5e-13, 2.5e-13]
+
+
+def test_ranks_on_a_plateau_lower_the_rate_alike_and_resume(spec, tmp_path):
+    whole, broken = (spec(storage=tmp_path / name, **PLATEAU) for name in ("whole", "broken"))
+    assert train_in_ranks(whole, 2) == [0, 0]
+    assert train_in_ranks(broken, 2, 21, 1)[1] == -9
+    assert train_in_ranks(broken, 2) == [0, 0]
+    one, other = Outcome.load(whole.run_dir), Outcome.load(broken.run_dir)
+    assert other.resumed_from
+    assert other.weights_sha256 == one.weights_sha256
+    assert timeless(other) == timeless(one)
+    assert [record["lr"] for record in one.history] == [1e-12, 1e-12, 5e-13, 5e-13, 2.5e-13]
