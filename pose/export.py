@@ -75,6 +75,7 @@ class Deployed(nn.Module):
         self.normalise = Normalise()
         self.network = system.network
         self.joints = system.joints
+        self.outputs = OUTPUTS
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See the class."""
@@ -134,9 +135,10 @@ def _build(
     _require_finite(name, system.network)
     system.network.cpu()
     scene = system.view == "scene"
-    deployed: nn.Module = export_scenes.DeployedScene(system) if scene else Deployed(system)
+    deployed: export_scenes.DeployedScene | Deployed
+    deployed = export_scenes.DeployedScene(system) if scene else Deployed(system)
     deployed.eval()
-    outputs = export_scenes.OUTPUTS if scene else OUTPUTS
+    outputs = deployed.outputs
     write_programs(deployed, system.params.input_size, directory, outputs, any_batch=not scene)
     _write_description(name, system, crop, directory / "model.json")
 

@@ -2,7 +2,8 @@
 
 One graph: images uint8 [1, 3, H, W] RGB, a picture at the top left of the network's canvas, in; boxes [N, 4] xyxy,
 person_scores [N], keypoints [N, K, 2] in pixels of that canvas, scores [N, K] and presence [N, K] out. N is whatever is
-found, the best first. A reader of model.pt2 needs torchvision beside torch, for suppression and RoIAlign.
+found, the best first. Where the system `crowds`, also left_away, int64 []. A reader of model.pt2 needs torchvision
+beside torch, for suppression and RoIAlign.
 """
 
 from __future__ import annotations
@@ -21,29 +22,36 @@ from pose.layers.normalise import Normalise
 from pose.systems.base import System
 
 OUTPUTS = ("boxes", "person_scores", "keypoints", "scores", "presence")
+LEFT_AWAY = "left_away"
+"""How many candidates had no room."""
 PROBABILITY_TOLERANCE = 1e-3
 TIED = 0.01
 """Share of joints that may lie elsewhere: two cells of a map can be equally high to the last bits of a float."""
 
 Answer = tuple[np.ndarray, ...]
-"""As OUTPUTS has them."""
+"""As OUTPUTS has them; what comes after is not compared."""
 
 
 class DeployedScene(nn.Module):
-    """images uint8 [1, 3, H, W] to OUTPUTS, all float32. The system's `people` decodes its network's outputs."""
+    """images uint8 [1, 3, H, W] to `outputs`, all but left_away float32. `people` decodes the network's outputs."""
 
     def __init__(self, system: Any) -> None:
         super().__init__()
         self.normalise = Normalise()
         self.network = system.network
         self.people = system.people
+        self.left_away = system.left_away if system.crowds else None
+        self.outputs = (*OUTPUTS, LEFT_AWAY) if system.crowds else OUTPUTS
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """See the class."""
-        found = self.people(self.network(self.normalise(images)))
+        outputs = self.network(self.normalise(images))
+        found = self.people(outputs)
         # Graph outputs need names of their own, also where presence is the score.
         presence = found.confidences.float().clone()
-        return found.boxes.float(), found.scores.float(), found.keypoints.float(), found.confidences.float(), presence
+        parts = (found.boxes, found.scores, found.keypoints, found.confidences)
+        answer = (*(part.float() for part in parts), presence)
+        return answer if self.left_away is None else (*answer, self.left_away(outputs))
 
 
 def inputs(system: System, split: SceneSplit, rows: np.ndarray) -> np.ndarray:
@@ -70,7 +78,9 @@ class Parity:
         """
         pairs = self._pairs(expected, got, "is lacking")
         self._pairs(got, expected, "is invented")
-        mine, theirs = ([part[rows] for part in answer] for answer, rows in zip((expected, got), pairs, strict=True))
+        mine, theirs = (
+            [part[rows] for part in answer[: len(OUTPUTS)]] for answer, rows in zip((expected, got), pairs, strict=True)
+        )
         for name, ours, other in zip(OUTPUTS, mine, theirs, strict=True):
             difference = np.abs(ours.astype(np.float64) - other).max(initial=0.0)
             if name == "person_scores" and not difference <= PROBABILITY_TOLERANCE:

@@ -183,3 +183,9 @@ def test_a_tie_among_many_joints_is_allowed_and_does_not_count(split: SceneSplit
     assert check_parity("tiny", lambda _: theirs, images, [ours], split, rows, 0.01, 0.05) == pytest.approx(
         0.005, rel=0.01
     )
+
+
+def test_what_comes_after_the_people_is_not_compared(split: SceneSplit) -> None:
+    images, rows = np.zeros((1, 3, 64, 96), np.uint8), np.array([1])
+    ours, theirs = (*answer(), np.array(3)), (*answer(), np.array(4))
+    assert check_parity("tiny", lambda _: theirs, images, [ours], split, rows, 0.01, 0.05) == 0

@@ -48,12 +48,8 @@ def find(heats: Tensor, sigma: float, rules: GroupingParams) -> tuple[Tensor, Te
     line = width + 2
     rows = torch.arange(height, device=heats.device)[:, None] + 1
     cells = (rows * line + torch.arange(width, device=heats.device) + 1).flatten()
-    middle = padded[:, cells]
-    highest = middle > rules.peak
-    for step in (1, line):
-        highest = highest & (middle > padded[:, cells - step]) & (middle >= padded[:, cells + step])
     most = min(rules.candidates, height * width)
-    values, at = torch.where(highest, middle, 0.0).topk(most, dim=1)
+    values, at = torch.where(highest(heats, rules), heats, 0.0).flatten(1).topk(most, dim=1)
     real = values > 0
     log = values.clamp(min=LEAST).log()
     place = cells[at]
@@ -62,6 +58,19 @@ def find(heats: Tensor, sigma: float, rules: GroupingParams) -> tuple[Tensor, Te
     row = torch.div(at, width, rounding_mode="floor")
     places = torch.stack([(at - row * width) + 0.5 + x, row + 0.5 + y], dim=2)
     return places, (log + rise_x + rise_y).exp().clamp(max=1) * real
+
+
+def highest(heats: Tensor, rules: GroupingParams) -> Tensor:
+    """[K, h, w] bool: the cells that are candidates, whether or not there is room for them."""
+    padded = F.pad(heats, (1, 1, 1, 1), value=-torch.inf)
+    left, right = padded[:, 1:-1, :-2], padded[:, 1:-1, 2:]
+    above, below = padded[:, :-2, 1:-1], padded[:, 2:, 1:-1]
+    return (heats > rules.peak) & (heats > left) & (heats >= right) & (heats > above) & (heats >= below)
+
+
+def left_away(heats: Tensor, rules: GroupingParams) -> Tensor:
+    """[] int64: candidates of all joints beyond the highest `candidates` of each."""
+    return (highest(heats, rules).sum(dim=(1, 2)) - rules.candidates).clamp(min=0).sum()
 
 
 def _vertex(middle: Tensor, before: Tensor, after: Tensor, sigma: float) -> tuple[Tensor, Tensor]:

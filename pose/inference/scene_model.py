@@ -17,11 +17,14 @@ from pose.data.crops import transform
 from pose.inference.predictor import describe, onnx_session, require_numbers
 from pose.inference.weights import Trained, trained
 from pose.people import People
+from pose.progress import say
 from pose.skeleton import Skeleton
 from pose.systems import SYSTEMS
 
 OUTPUTS = ("boxes", "person_scores", "keypoints", "scores", "presence")
 """Of an exported graph, see pose.export_scenes."""
+LEFT_AWAY = "left_away"
+"""Of graphs that group candidates, but for those exported before these were counted."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +88,31 @@ def _from_bundle(folder: Path) -> SceneModel:
     facts = describe(folder)
     session = onnx_session(folder / "model.onnx")
     size = facts["input_size"]
+    counts = any(output.name == LEFT_AWAY for output in session.get_outputs())
+    wanted = [*OUTPUTS, LEFT_AWAY] if counts else [*OUTPUTS]
+    warned = False
 
     def find(batch: SceneBatch) -> People:
+        nonlocal warned
         seen = scenes.plain(batch, size).contiguous().numpy()
-        return to_people(session.run(list(OUTPUTS), {"images": seen}), batch, size)
+        answer = session.run(wanted, {"images": seen})
+        if counts and answer[-1] > 0 and not warned:
+            warned = True
+            _warn(facts, int(answer[-1]), int(batch.image_ids[0]))
+        return to_people(answer[: len(OUTPUTS)], batch, size)
 
     system = SYSTEMS.get(facts["system"])
     finds_joints = system is None or system.finds_joints
     return SceneModel(f"{facts['system']} ({folder})", find, facts["skeleton"], size, finds_joints)
+
+
+def _warn(facts: dict, left_away: int, image_id: int) -> None:
+    """Once: a video would have a line for every frame."""
+    say(
+        f"warning: the exported graph had no room for {left_away} candidates in image id {image_id}; it keeps the "
+        f"highest {facts['params']['grouping']['candidates']} of each joint. If people are missing, train with a "
+        f"higher systems.{facts['system']}.grouping.candidates, or peak. Later images like it are not named"
+    )
 
 
 def to_people(answer: Sequence[np.ndarray], batch: SceneBatch, size: tuple[int, int]) -> People:

@@ -206,6 +206,13 @@ class OpenPose(SceneSystem):
         parts = [(found.keypoints, found.confidences, found.scores) for found in each]
         return self._found(image, *(torch.cat(column) for column in zip(*parts, strict=True)))
 
+    crowds = True
+
+    def left_away(self, outputs: Any) -> Tensor:
+        """[] int64: candidates of one image beyond the highest `grouping.candidates` of each joint."""
+        heats, _ = self.last_maps(outputs)
+        return grouping_graph.left_away(heats[0], self.params.grouping)
+
     def grouped(self, outputs: Any) -> list[grouping.Grouping]:
         """Every image's decoding step by step. Raises PoseError for maps that are not numbers."""
         p, order = self.params, self.layout.assembly

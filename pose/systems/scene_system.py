@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
+
+from torch import Tensor
 
 from pose.data.batch import SceneBatch
 from pose.errors import PoseError
@@ -25,6 +27,13 @@ class SceneSystem(System):
     @abstractmethod
     def people(self, outputs: Any) -> Found:
         """Decoding in pure tensor code, so that an exported graph can hold it."""
+
+    crowds: ClassVar[bool] = False
+    """Whether an exported graph says of how many candidates there was no room, by `left_away`."""
+
+    def left_away(self, outputs: Any) -> Tensor:
+        """[] int64: candidates of one image for which `people` has no room. Only for systems that say `crowds`."""
+        raise NotImplementedError(f"{type(self).__name__} does not count candidates")
 
     def joints(self, outputs: Any) -> Joints:
         """Raises PoseError: there is no one person per image; `people` has all of them."""

@@ -243,6 +243,9 @@ def test_plateaus_are_one_candidate_and_caps_keep_the_highest():
     few = find(heats, SIGMA, rules(candidates=2))
     assert few.joints.tolist() == [0, 1, 1]
     assert few.peaks.tolist() == [1, 4]
+    tensor = torch.from_numpy(heats)
+    assert grouping_graph.highest(tensor, RULES).sum(dim=(1, 2)).tolist() == [1, 4]
+    assert [grouping_graph.left_away(tensor, rules(candidates=most)).item() for most in (1, 2, 4)] == [3, 2, 0]
     np.testing.assert_allclose(few.heights[1:], [0.9, 0.6], atol=1e-3)
 
 

@@ -97,8 +97,8 @@ def test_graph_speaks_in_pixels_of_the_picture(system: System, pictures: list[Im
             np.testing.assert_allclose(getattr(answer, name), getattr(expected, name), atol=1e-3, err_msg=name)
 
 
-def write_finder(folder: Path, system: str, view: str | None) -> Path:
-    """A graph that finds one person, in a fixed place on its canvas, in any picture."""
+def write_finder(folder: Path, system: str, view: str | None, left_away: int | None = None) -> Path:
+    """A graph that finds one person, in a fixed place on its canvas, in any picture; how many it left away, if any."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -108,11 +108,15 @@ def write_finder(folder: Path, system: str, view: str | None) -> Path:
         "keypoints": np.tile(np.float32([32, 24]), (1, k, 1)),
         "scores": np.full((1, k), np.float32(0.5)), "presence": np.full((1, k), np.float32(0.5)),
     }  # fmt: skip
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in answers]
+    if left_away is not None:
+        answers["left_away"] = np.array(left_away, np.int64)
+        outputs.append(helper.make_tensor_value_info("left_away", TensorProto.INT64, []))
     graph = helper.make_graph(
         [helper.make_node("Identity", [f"fixed_{name}"], [name]) for name in answers],
         "finder",
         [helper.make_tensor_value_info("images", TensorProto.UINT8, [1, 3, CANVAS[1], CANVAS[0]])],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in scene_model.OUTPUTS],
+        outputs,
         [numpy_helper.from_array(value, f"fixed_{name}") for name, value in answers.items()],
     )
     folder.mkdir()
@@ -120,7 +124,8 @@ def write_finder(folder: Path, system: str, view: str | None) -> Path:
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), folder / "model.onnx"
     )
     crop = {"view": "image", "size": 64}
-    facts = {"system": system, "skeleton": "lsp14", "input_size": CANVAS, "crop": crop, "params": {}}
+    params = {"grouping": {"candidates": 7}}
+    facts = {"system": system, "skeleton": "lsp14", "input_size": CANVAS, "crop": crop, "params": params}
     (folder / "model.json").write_text(json.dumps(facts | ({"view": view} if view else {})))
     return folder
 
@@ -148,11 +153,28 @@ def test_a_graph_whose_answer_is_no_number_is_refused(
     shapes = {"boxes": (2, 4), "person_scores": (2,), "keypoints": (2, k, 2), "scores": (2, k), "presence": (2, k)}
     answer = {name: np.ones(shapes[name], np.float32) for name in scene_model.OUTPUTS}
     answer[broken][1].flat[0] = np.nan
-    session = type("Session", (), {"run": lambda self, names, feed: [answer[name] for name in names]})()
+    methods = {"run": lambda self, names, feed: [answer[name] for name in names], "get_outputs": lambda self: []}
+    session = type("Session", (), methods)()
     monkeypatch.setattr(scene_model, "onnx_session", lambda path: session)
     model = SceneModel.load(write_finder(tmp_path / "b", "keypoint_rcnn", None))
     with pytest.raises(PoseError, match=r"keypoint_rcnn \(.*b\) says of image id 41 holds values that are not numbers"):
         model.predict([Image.new("RGB", SIZES[0])], [41])
+
+
+def test_a_graph_that_has_no_room_for_candidates_says_so_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = [Image.new("RGB", size) for size in SIZES]
+    crowded = SceneModel.load(write_finder(tmp_path / "crowded", "openpose", "scene", left_away=27))
+    assert len(crowded.predict(pictures, [4, 5, 6])) == 3
+    said = capsys.readouterr().err
+    assert said.count("warning") == 1
+    assert "no room for 27 candidates in image id 4; it keeps the highest 7 of each joint" in said
+    assert "a higher systems.openpose.grouping.candidates" in said
+    for name, left_away in (("roomy", 0), ("older", None)):
+        model = SceneModel.load(write_finder(tmp_path / name, "openpose", "scene", left_away))
+        assert len(model.predict(pictures, [4, 5, 6])) == 3
+        assert capsys.readouterr().err == ""
 
 
 def test_what_a_graph_lacks_the_network_itself_does(
