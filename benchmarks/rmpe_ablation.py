@@ -247,7 +247,7 @@ def measure(
         "true": ap(oks_nms.rescored(true, true.person_scores)),
         "noisy": ap(oks_nms.rescored(one, one.person_scores)),
         "several": ap(ranked),
-        "oks_nms": ap(ranked.select(oks_nms.suppress(ranked, sigmas_of(skeleton)))),
+        "oks_nms": ap(ranked.select(oks_nms.suppress(ranked, sigmas_of(skeleton), oks_nms.box_areas(ranked.boxes)))),
         "released": ap(pose_nms(several, EVERYONE)),
         "fitted": ap(pose_nms(several, fitted)),
     }

@@ -233,6 +233,7 @@ def test_empty_registry_is_an_empty_list(elsewhere: Path) -> None:
 def test_a_release_becomes_a_bundle_that_answers_as_it_does(elsewhere: Path) -> None:
     import torch
 
+    from pose.decoding.settling import from_json
     from pose.inference.weights import trained
     from pose.official import taken_over
 
@@ -260,6 +261,9 @@ def test_a_release_becomes_a_bundle_that_answers_as_it_does(elsewhere: Path) -> 
     with torch.no_grad():
         assert torch.equal(ours.network(images)["maps"], wanted.network(images)["maps"])
         assert torch.equal(ours.joints(ours.network(images)).keypoints, wanted.joints(wanted.network(images)).keypoints)
+    settled = from_json(json.loads((out / "model.json").read_text())["settling"])
+    assert settled == wanted.settling == ours.settling
+    assert settled.name == "oks 0.9, released"
 
     strange = invoke("import", "baseline1", str(release), "--out", str(elsewhere / "other"), "--dataset", "demo")
     assert strange.exit_code == ConfigError.exit_code

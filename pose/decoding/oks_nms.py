@@ -31,19 +31,21 @@ def oks_nms(
     return order[~gone]
 
 
-def rescored(people: People, box_scores: np.ndarray) -> People:
+def rescored(people: People, box_scores: np.ndarray, above: float | None = None) -> People:
     """Person scores as box score [N] times the mean joint score.
 
-    The released code takes the mean over joints above 0.2 alone, which presumes maps that peak near one.
+    above: only joints with a higher score count, and a person without any scores 0. This is the released code's way
+    (0.2 there), which presumes maps that peak near one.
     """
-    scores = box_scores.astype(np.float64) * people.scores.astype(np.float64).mean(axis=1)
+    joints = people.scores.astype(np.float64)
+    counted = np.ones(joints.shape, bool) if above is None else joints > above
+    mean = np.where(counted, joints, 0).sum(axis=1) / counted.sum(axis=1).clip(min=1)
+    scores = box_scores.astype(np.float64) * mean
     return People(**(vars(people) | {"person_scores": scores.astype(np.float32)}))
 
 
-def suppress(people: People, sigmas: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
-    """Rows of the people who stay after OKS-NMS in each image, in their order. Areas are those of their boxes."""
-    extent = (people.boxes[:, 2:] - people.boxes[:, :2]).astype(np.float64)
-    areas = extent[:, 0] * extent[:, 1]
+def suppress(people: People, sigmas: np.ndarray, areas: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
+    """Rows of the people who stay after OKS-NMS in each image, in their order. areas: [N] square px."""
     order = np.argsort(people.image_ids, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(people.image_ids[order])) + 1)
     kept = [
@@ -52,6 +54,21 @@ def suppress(people: People, sigmas: np.ndarray, threshold: float = THRESHOLD) -
         for rows in groups
     ]  # fmt: skip
     return np.sort(np.concatenate(kept)) if kept else order
+
+
+def box_areas(boxes: np.ndarray) -> np.ndarray:
+    """[N] float64, of boxes [N, 4] xyxy."""
+    return (boxes[:, 2:] - boxes[:, :2]).astype(np.float64).prod(axis=1)
+
+
+def seen_areas(boxes: np.ndarray, aspect: float, padding: float) -> np.ndarray:
+    """[N] float64, of what a network sees of boxes [N, 4]: widened to its input's width over height, times `padding`.
+
+    See pose.data.views.view.
+    """
+    width, height = (boxes[:, 2:] - boxes[:, :2]).astype(np.float64).T
+    seen = padding * np.maximum(width / aspect, height)
+    return aspect * seen**2
 
 
 def _similar_pairs(points: np.ndarray, areas: np.ndarray, sigmas: np.ndarray, threshold: float) -> np.ndarray:

@@ -4,9 +4,10 @@ conv7/2 64 - pool/2 - ResNet's four layers - [deconv4/2 256] x 3 - conv1 K
 
 Source: Xiao, Wu & Wei, Simple Baselines for Human Pose Estimation and Tracking, ECCV 2018, and the behaviour of the
 authors' release. Recipe `paper` is theirs: squared error towards Gaussians about the nearest cell, read back with a
-quarter of a cell's offset, pixels numbered as in the release (`convention: official`, see pose.layers.heatmaps).
-Where they start from ImageNet weights, first weights here are He's. Scale and rotation are uniform in the recipe's
-ranges and always applied; theirs are clipped normal numbers, and a rotation comes with probability 0.6.
+quarter of a cell's offset, pixels numbered as in the release (`convention: official`, see pose.layers.heatmaps) and
+people scored and suppressed as there (see pose.decoding.settling). Where they start from ImageNet weights, first
+weights here are He's. Scale and rotation are uniform in the recipe's ranges and always applied; theirs are clipped
+normal numbers, and a rotation comes with probability 0.6.
 
 Recipe `modern` differs where it matters: a softmax over each map's cells and the cross-entropy to an exactly centred
 Gaussian, which has no all-zero answer to leave first (whether that pays: docs/results.md); DARK reads the
@@ -27,6 +28,7 @@ from pose.config import Count, Positive, RecipeParams, SystemParams
 from pose.data.batch import Batch
 from pose.decoding.dark import BLUR, dark
 from pose.decoding.peaks import highest, mass, quarter
+from pose.decoding.settling import BY_OKS, Settling, by_released_oks
 from pose.errors import ConfigError, TrainingError
 from pose.layers.deconvolution import deconvolutions, to_maps
 from pose.layers.heatmaps import cross_entropy, mean_squared_error, targets, to_pixels
@@ -45,7 +47,8 @@ class HeatmapRecipe(RecipeParams):
     loss: Literal["squared_error", "cross_entropy"] = Field(description="squared_error: the paper's")
     decode: Literal["quarter", "dark"] = Field(description="from the highest cell on, in pose.decoding")
     convention: Literal["centres", "official"] = Field(
-        description="centres: map and input cover the same area; official: the release's numbering and rounded targets"
+        description="centres: map and input cover the same area; official: the release's numbering, rounded targets "
+        "and way of scoring and suppressing people"
     )
 
 
@@ -109,6 +112,12 @@ class SimpleBaseline(System):
         assert isinstance(network, PoseResNet)
         return {"trunk": network.trunk, "head": [network.deconv_layers, network.final_layer]}
 
+    @property
+    def settling(self) -> Settling:
+        """By OKS, scored and compared as in the release where the recipe is of its convention."""
+        p = self.params
+        return by_released_oks(p.input_size, p.padding) if p.chosen.convention == "official" else BY_OKS
+
     def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """maps: the recipe's loss over the labelled joints."""
         p, maps = self.params, outputs["maps"]
@@ -160,8 +169,9 @@ class SimpleBaseline(System):
         Training files with their `state_dict` inside, names under `module.`, and files of before torch counted batches
         are taken too. The release was trained on BGR in [0, 1] normalised with ImageNet's mean and deviation in the
         order of RGB; this network keeps taking RGB, and the difference goes into its first layer and input scaling.
-        The recipe in use reads maps of any loss as the squared error's from here on, with the quarter offset.
-        Raises TrainingError naming missing, unexpected and wrongly shaped tensors.
+        The recipe in use reads maps of any loss as the squared error's from here on, with the quarter offset, and
+        people are scored and suppressed as in the release. Raises TrainingError naming missing, unexpected and wrongly
+        shaped tensors.
         """
         network = self.network
         assert isinstance(network, PoseResNet)
@@ -240,6 +250,6 @@ def bgr_under_rgb_statistics() -> tuple[Tensor, Tensor]:
 
 
 def answering_officially(params: SimpleBaselineParams) -> SimpleBaselineParams:
-    """The same parameters with the chosen recipe reading maps as the release does."""
+    """The same parameters with the chosen recipe reading maps and settling people as the release does."""
     recipe = params.chosen.model_copy(update={"loss": "squared_error", "decode": "quarter", "convention": "official"})
     return params.model_copy(update={"recipes": params.recipes | {params.recipe: recipe}})

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pose.decoding.oks_nms import oks_nms, rescored, suppress
+from pose.decoding.oks_nms import box_areas, oks_nms, rescored, suppress
 from pose.people import People
 from pose.skeleton import COCO17, LSP14
 
@@ -60,5 +60,7 @@ def test_images_do_not_suppress_each_other_and_scores_are_the_box_times_the_join
     )  # fmt: skip
     scored = rescored(people, np.array([0.8, 1.0, 0.9]))
     assert scored.person_scores == pytest.approx([0.4, 0.1, 0.45])
-    assert suppress(scored, np.array(LSP14.oks_sigmas)).tolist() == [1, 2]
-    assert suppress(scored.select(np.arange(0)), np.array(LSP14.oks_sigmas)).tolist() == []
+    sigmas, areas = np.array(LSP14.oks_sigmas), box_areas(scored.boxes)
+    assert areas.tolist() == [10000] * 3
+    assert suppress(scored, sigmas, areas).tolist() == [1, 2]
+    assert suppress(scored.select(np.arange(0)), sigmas, areas[:0]).tolist() == []

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pose.config_loading import load
 from pose.data.batch import Batch
+from pose.decoding.settling import BY_OKS, by_released_oks
 from pose.errors import ConfigError, TrainingError
 from pose.export import Deployed
 from pose.layers.normalise import MEAN, STD
@@ -238,6 +239,14 @@ def test_decoding_the_target_gives_the_truth_in_original_pixels(make, recipe):
     assert people.scores.max() <= 1.0
     assert system.belief_maps(outputs).amax() == pytest.approx(1, abs=0.02)
     assert system.targets_preview(batch).shape == (4, 24, 16)
+
+
+def test_people_are_settled_as_in_the_release_where_pixels_are(make):
+    system = make(recipe="modern")
+    assert system.settling is BY_OKS
+    system.load_official(reference().state_dict())
+    assert system.settling == by_released_oks((64, 96), 1.25)
+    assert make(recipe="paper", padding=1.1).settling == by_released_oks((64, 96), 1.1)
 
 
 @pytest.mark.parametrize("recipe", ["paper", "modern"])
