@@ -85,7 +85,8 @@ def protocol_of(system: System, directory: Path, split: str, info: DatasetInfo) 
         boxes=NO_BOXES if whole else TRUE_BOXES,
         flip_test=bool(getattr(system.params, "flip_test", False)),
         sigmas=system.skeleton.oks_sigmas,
-        nms="none" if whole else system.settling.name,
+        # A person view of whole images has one person in each.
+        nms="none" if whole and system.view == "person" else system.suppression,
         scales=_scales(system.params),
     )
 

@@ -25,6 +25,7 @@ from pose.evaluation import Evaluation
 from pose.people import People
 from pose.registry.promotion import compare, same_images
 from pose.skeleton import COCO17, LSP14
+from pose.systems import SYSTEMS, create
 from pose.systems.base import Card, Joints, System
 
 PARAMS = EvaluationParams(split="test", resamples=60, confidence=0.95, gallery=2)
@@ -237,6 +238,24 @@ def test_scales_that_a_system_looks_at_are_its_protocol(tmp_path: Path, name: st
     assert not single.differences(protocol_of(Knowing(), folder, "test", describe(folder))).keys() - {"flip_test"}
 
 
+def test_protocols_say_how_detections_are_thinned_out(tmp_path: Path):
+    folder, blocks = prepared(tmp_path / "discs", [1]), config_loading.load().systems
+
+    def told(name: str, **changes):
+        with torch.device("meta"):
+            system = create(name, blocks[name].model_copy(update=changes), LSP14)
+        return protocol_of(system, folder, "test", describe(folder))
+
+    assert {name: told(name).nms for name in blocks if SYSTEMS[name].view == "scene"} == {
+        "person_detector": "box IoU 0.5", "keypoint_rcnn": "box IoU 0.5", "kapao": "box IoU 0.65",
+        "openpose": "grouping", "deepcut": "partition",
+    }  # fmt: skip
+    ours, theirs = told("keypoint_rcnn"), told("keypoint_rcnn", overlap=0.7)
+    assert (theirs.nms, ours.id == theirs.id, ours.rivals(theirs)) == ("box IoU 0.7", False, True)
+    assert told("simple_baseline").nms == "oks 0.9"
+    assert told("simple_baseline", recipe="paper").nms == "oks 0.9, released"
+
+
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch):
     """`pose evaluate` of an evaluation, by a profile that has systems."""
@@ -296,6 +315,7 @@ def test_on_whole_images_nobody_needs_boxes(tmp_path: Path):
     evaluation, _ = evaluate_system(Knowing(), folder, PARAMS, 2)
     assert "oks_ap" in evaluation.metrics
     assert not any(name.endswith("_detected") for name in evaluation.metrics)
+    assert protocol_of(Discs(), folder, "test", describe(folder)).nms == "none"
 
 
 def test_where_each_image_has_one_person_a_scene_system_has_the_single_person_figures_too(tmp_path: Path):

@@ -77,6 +77,11 @@ class System(ABC):
         """Of a person view: how its poses in boxes become people."""
         return BY_OKS
 
+    @property
+    def suppression(self) -> str:
+        """How detections of one person are thinned out: a few words for protocols."""
+        return self.settling.name
+
     def load_official(self, state: Mapping[str, Any]) -> None:
         """Takes the weights of the system's official release, whole. ConfigError where there is none that fits ours."""
         raise ConfigError(f"{self.card.title} has no official release whose weights this program could take over")

@@ -257,6 +257,8 @@ class DeepCut(SceneSystem):
 
     score_floor = 0.0
     """People are reported from this score on."""
+    suppression = "partition"
+    """A candidate belongs to one person at most; several of one kind make one joint."""
 
     def people(self, outputs: Any) -> Found:
         """Decoding in pure tensor code, so that an exported graph can hold it: greedy contraction and no more."""

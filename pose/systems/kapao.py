@@ -137,6 +137,11 @@ class Kapao(SceneSystem):
         """People are reported from this score on."""
         return self.params.fusion.person_floor
 
+    @property
+    def suppression(self) -> str:
+        """Of people, by their boxes."""
+        return f"box IoU {self.params.fusion.person_overlap:g}"
+
     def prepare(self, batch: Any) -> Any:
         """As any scene; in training with mosaics."""
         share = self.params.chosen.mosaic

@@ -185,6 +185,9 @@ class OpenPose(SceneSystem):
 
     # ------------------------------------------------------------ decoding
 
+    suppression = "grouping"
+    """A candidate belongs to one person at most."""
+
     @property
     def score_floor(self) -> float:
         """People are reported from this score on."""

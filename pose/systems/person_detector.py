@@ -95,6 +95,11 @@ class PersonDetector(SceneSystem):
         return self.params.score_floor
 
     @property
+    def suppression(self) -> str:
+        """Of people, by their boxes."""
+        return f"box IoU {self.params.overlap:g}"
+
+    @property
     def groups(self) -> dict[str, list[nn.Module]]:
         """trunk: ResNet and pyramid; proposals: the head on every cell; heads: those on boxes."""
         network = self.rcnn

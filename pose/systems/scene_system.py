@@ -24,6 +24,11 @@ class SceneSystem(System):
     def score_floor(self) -> float:
         """People are reported from this score on."""
 
+    @property
+    @abstractmethod
+    def suppression(self) -> str:
+        """How detections of one person are thinned out: a few words for protocols."""
+
     @abstractmethod
     def people(self, outputs: Any) -> Found:
         """Decoding in pure tensor code, so that an exported graph can hold it."""
