@@ -117,14 +117,14 @@ def _sources(files: list[Path], camera: int | None) -> list[Source]:
 
 
 def _maps_under(folder: Path, pipeline: Pipeline) -> Callable[[Image, People], Image]:
-    from pose.inference.maps import looker, seen
+    from pose.inference import paf_view
+    from pose.inference.choice import system_of
+    from pose.inference.maps import looker, scene_seen, seen
     from pose.inference.predictor import Predictor
 
-    if not isinstance(pipeline.model, Predictor):
-        from pose.inference import paf_view
-
-        return paf_view.seen(folder)
-    return partial(seen, pipeline.model, looker(folder))
+    if isinstance(pipeline.model, Predictor):
+        return partial(seen, pipeline.model, looker(folder))
+    return paf_view.seen(folder) if system_of(folder)[0] == "openpose" else scene_seen(folder)
 
 
 def _steps_of(folder: Path) -> Callable[[Image], Image]:

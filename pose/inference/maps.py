@@ -1,15 +1,21 @@
-"""The heatmap view: what a system with maps sees of each joint, laid under its people in the colours of the sides."""
+"""The heatmap view: what a system with maps sees of each joint, laid under its people in the colours of the sides.
+
+OpenPose's, which has fields besides, is in pose.inference.paf_view.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
+from pose.data import scenes
 from pose.data.crops import invert
 from pose.errors import ConfigError
 from pose.inference.draw import SIDE_COLOURS, side_of
@@ -18,6 +24,7 @@ from pose.inference.weights import trained
 from pose.layers.normalise import Normalise
 from pose.people import People
 from pose.skeleton import Skeleton
+from pose.systems.base import System
 
 DIMMED = 0.45
 """What is left of the picture's brightness: maps are read as light."""
@@ -40,17 +47,40 @@ Look = Callable[[np.ndarray], np.ndarray]
 
 def looker(folder: Path) -> Look:
     """The maps of a bundle's or training folder's network. Raises ConfigError for a system that has none to show."""
-    model = trained(folder)
-    system, normalise = model.system, Normalise()
-    beliefs = getattr(system, "belief_maps", None)
-    if beliefs is None:
-        raise ConfigError(f"--maps: {model.name} ({folder}) has no heatmaps to show; leave --maps away")
+    system, beliefs = _believing(folder)
+    normalise = Normalise()
 
     @torch.inference_mode()
     def look(images: np.ndarray) -> np.ndarray:
         return beliefs(system.network(normalise(torch.from_numpy(images)))).float().clamp(0, 1).numpy()
 
     return look
+
+
+def scene_seen(folder: Path) -> Callable[[Image.Image, People], Image.Image]:
+    """Makes of a picture, and its people, the picture with what a scene system's network sees in the whole of it.
+
+    Raises ConfigError for a system that has no maps to show.
+    """
+    system, beliefs = _believing(folder)
+    size = system.params.input_size
+
+    @torch.inference_mode()
+    def draw(image: Image.Image, people: People) -> Image.Image:
+        batch = system.prepare(scenes.unlabelled([image], [0], max(size), system.skeleton))
+        maps = beliefs(system.forward(system.network, batch))[0].float().clamp(0, 1).numpy()
+        return glow(image, [Heat(maps, batch.to_original[0].double().numpy(), size)], system.skeleton)
+
+    return draw
+
+
+def _believing(folder: Path) -> tuple[System, Callable[[Any], Tensor]]:
+    """The system of a bundle or training folder, and what makes maps of its outputs."""
+    model = trained(folder)
+    beliefs = getattr(model.system, "belief_maps", None)
+    if beliefs is None:
+        raise ConfigError(f"--maps: {model.name} ({folder}) has no heatmaps to show; leave --maps away")
+    return model.system, beliefs
 
 
 def seen(model: Predictor, look: Look, image: Image.Image, people: People) -> Image.Image:

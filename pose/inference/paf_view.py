@@ -61,19 +61,16 @@ class Steps:
         return transform(self.to_original, np.asarray(cells, np.float64) * stride)
 
 
-def looker(folder: Path, asked: str = "--steps") -> Callable[[Image.Image], Steps]:
-    """What the OpenPose of a bundle or training folder makes of a picture. Raises ConfigError for another system.
-
-    asked: the option that the error tells to leave away.
-    """
+def looker(folder: Path) -> Callable[[Image.Image], Steps]:
+    """What the OpenPose of a bundle or training folder makes of a picture. Raises ConfigError for another system."""
     from pose.systems.openpose import OpenPose
 
     model = trained(folder)
     system = model.system
     if not isinstance(system, OpenPose):
         raise ConfigError(
-            f"{asked}: {model.name} ({folder}) does not put people together from maps and fields, as openpose does, "
-            f"so there are none to show; leave {asked} away"
+            f"--steps: {model.name} ({folder}) does not put people together from maps and fields, as openpose does, "
+            "so there are none to show; leave --steps away"
         )
     size = system.params.input_size
 
@@ -91,7 +88,7 @@ def looker(folder: Path, asked: str = "--steps") -> Callable[[Image.Image], Step
 
 def seen(folder: Path) -> Callable[[Image.Image, People], Image.Image]:
     """For `pose predict --maps`: a picture, dimmed, with the maps as light and the fields as arrows."""
-    look = looker(folder, "--maps")
+    look = looker(folder)
 
     def draw(image: Image.Image, people: People) -> Image.Image:
         steps = look(image)

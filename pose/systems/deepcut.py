@@ -241,6 +241,10 @@ class DeepCut(SceneSystem):
         """[B, h, w] in [0, 1]: which cells are near a joint."""
         return self.targets(batch).near.any(dim=1).float()
 
+    def belief_maps(self, outputs: Any) -> Tensor:
+        """[B, K, h, w], the probability of each kind of joint in each cell: for people to look at."""
+        return outputs["scores"].float().sigmoid()
+
     def loss(self, outputs: Any, batch: SceneBatch) -> dict[str, Tensor]:
         """Cross-entropies over the cells that are not ignored, Huber losses near joints; 0 where nothing is known."""
         target = self.targets(batch)

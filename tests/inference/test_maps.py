@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
+from typer.testing import CliRunner
 
+from pose.cli import app
 from pose.config import CropParams
+from pose.config_loading import load
 from pose.errors import ConfigError
 from pose.inference import maps as viewing
 from pose.inference.draw import SIDE_COLOURS
-from pose.inference.maps import DIMMED, Heat, glow, looker, seen
+from pose.inference.maps import DIMMED, Heat, glow, looker, scene_seen, seen
 from pose.inference.predictor import Predictor
 from pose.people import People
 from pose.skeleton import COCO17, Skeleton
+from pose.systems import create
 
 LEFT, RIGHT, NOSE = COCO17.index("left_wrist"), COCO17.index("right_knee"), COCO17.index("nose")
 
@@ -87,7 +94,38 @@ def test_maps_stay_within_zero_and_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (shown[..., 1] == 1).all()
 
 
-def test_system_without_maps_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("asked", [looker, scene_seen])
+def test_system_without_maps_is_named(monkeypatch: pytest.MonkeyPatch, asked: Callable) -> None:
     monkeypatch.setattr(viewing, "trained", lambda folder: type("Trained", (), {"system": object(), "name": "vgg"})())
     with pytest.raises(ConfigError, match=r"vgg .* has no heatmaps to show"):
-        looker(Path("x"))
+        asked(Path("x"))
+
+
+def test_the_command_shows_what_a_scene_systems_network_sees_in_the_whole_picture(tmp_path: Path) -> None:
+    whole = load().systems["deepcut"]
+    small = {"input_size": [64, 48], "depth": 18, "width": 8}
+    system = create("deepcut", type(whole).model_validate({**whole.model_dump(), **small}), COCO17)
+    detector, chance = system.network, torch.full((COCO17.size, 1, 1), 1e-4)
+    chance[LEFT] = 0.19  # nobody is made of what is below candidates.floor
+    with torch.no_grad():
+        detector.calibration.factor.zero_()
+        detector.calibration.shift.copy_(chance.logit())
+    save_file(system.network.state_dict(), tmp_path / "model.safetensors")
+    described = {
+        "system": "deepcut", "view": "scene", "params": system.params.model_dump(mode="json"), "skeleton": "coco17",
+        "input_size": system.params.input_size, "crop": {"view": "person", "size": 64},
+    }  # fmt: skip
+    (tmp_path / "model.json").write_text(json.dumps(described))
+    Image.new("RGB", (128, 80), (200, 100, 50)).save(tmp_path / "a.png")
+    words = ["predict", str(tmp_path / "a.png"), "--model", str(tmp_path), "--out", str(tmp_path / "out"), "--maps"]
+    result = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    assert json.loads((tmp_path / "out/predictions.json").read_text()) == []
+    with Image.open(tmp_path / "out/a.png.pose.jpg") as shown:
+        pixels = np.asarray(shown)
+        dimmed = DIMMED * np.array([200, 100, 50])
+        wanted = dimmed + 0.19 * (np.array(SIDE_COLOURS["left"]) - dimmed)
+        # Light fades in the half cell along the edges; overlays of small pictures are enlarged.
+        height, width = pixels.shape[:2]
+        inner = pixels[height // 4 : -height // 4, width // 4 : -width // 4]
+        np.testing.assert_allclose(inner.mean(axis=(0, 1)), wanted, atol=2)

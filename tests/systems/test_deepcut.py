@@ -356,6 +356,19 @@ def test_perfect_maps_give_back_the_people_exactly(skeleton, changes):
     np.testing.assert_allclose(people.person_scores, people.scores.mean(axis=1), rtol=1e-5)
 
 
+def test_belief_maps_are_highest_where_the_joints_are():
+    system = tiny()
+    batch = scene(LSP14, [2, 1])
+    beliefs = system.belief_maps(perfect(system, batch))
+    assert beliefs.shape == (2, 14, CELLS, CELLS)
+    assert beliefs.min() >= 0
+    assert beliefs.max() <= 1
+    for i, p, a in torch.nonzero(batch.labelled).tolist():
+        column, row = (batch.keypoints[i, p, a] // 8).int().tolist()
+        assert beliefs[i, a, row, column] > 0.5
+    assert (beliefs > 0.5).sum() < 0.1 * beliefs.numel()
+
+
 def test_joints_that_are_missing_lie_in_the_middle_and_lower_the_score():
     system = tiny()
     batch = scene(LSP14, [2], missing=0.4)
