@@ -13,19 +13,20 @@ from pose.bundle import read_description
 from pose.data.shards import DatasetInfo
 from pose.evaluation import DEFINITIONS, Evaluation
 from pose.export import ExportReport
+from pose.inference.weights import FACTS
 from pose.protocol import BOXES
 from pose.systems.base import Card
 
 
 def write_card(bundle: Path, card: Card, evaluation: Evaluation, data: DatasetInfo, lineage: Mapping[str, str]) -> Path:
-    """Writes card.md into a bundle that already holds model.json, export.json and params.yaml."""
+    """Writes card.md into a bundle that already holds model.json, export.json, params.yaml and any fitted.json."""
     description, report = read_description(bundle), ExportReport.load(bundle)
     sections = [
         f"# {card.title}: {description['system']} on {data.name}",
         _purpose(description, card),
         "## Data\n\n" + _data(data, _licence(bundle, data.name)),
         f"## Results on {evaluation.split}\n\n" + _results(evaluation),
-        "## Files and speed\n\n" + _files(report, card),
+        "## Files and speed\n\n" + _files(bundle, report, card),
         "## Limits\n\n" + _limits(description, evaluation),
         "## Lineage\n\n" + _table(("what", "value"), [(key, f"`{value}`") for key, value in sorted(lineage.items())]),
         f"## Reproduce\n\nAt commit `{lineage['git_commit']}`:\n\n```\n{lineage['command']}\n```",
@@ -112,8 +113,12 @@ def _protocols(evaluation: Evaluation) -> list[str]:
     return [_table(("figures in", "protocol", "boxes", "suppression", "flip test"), rows)]
 
 
-def _files(report: ExportReport, card: Card) -> str:
-    files = _table(("file", "bytes"), sorted(report.bytes.items()))
+def _files(bundle: Path, report: ExportReport, card: Card) -> str:
+    facts, sizes = bundle / FACTS, dict(report.bytes)
+    if facts.is_file():
+        sizes[FACTS] = facts.stat().st_size
+    files = _table(("file", "bytes"), sorted(sizes.items()))
+    fitted = f" `{FACTS}` holds {card.fitted}." if facts.is_file() else ""
     parity = ", ".join(f"{kind} {worst:.2g} px" for kind, worst in report.parity_px.items())
     threads = f"{report.threads} threads" if report.threads else "one thread per core"
     rate = f"{report.throughput:.0f}" if report.throughput >= 10 else f"{report.throughput:.2f}"
@@ -121,7 +126,8 @@ def _files(report: ExportReport, card: Card) -> str:
         f"{files}\n\n{report.parameters:,} parameters. Largest difference from the trained network over "
         f"{report.parity_images} pictures of the split: {parity}. ONNX Runtime on the exporting machine's CPU, "
         f"{threads}: {report.latency_ms:.2f} ms for one picture, {rate} pictures a second in "
-        f"batches of {report.batch}." + (f" The exported files lack {card.graph_lacks}." if card.graph_lacks else "")
+        f"batches of {report.batch}.{fitted}"
+        + (f" The exported files lack {card.graph_lacks}." if card.graph_lacks else "")
     )
 
 

@@ -15,7 +15,8 @@ from pose.data.shards import DatasetInfo
 from pose.evaluation import Evaluation
 from pose.export import ExportReport
 from pose.protocol import Protocol
-from pose.systems.base import Card
+from pose.systems import SYSTEMS
+from pose.systems.base import Card, System
 
 CARD = Card("Tiny", "a note of ours", "none", "our own code")
 DATA = DatasetInfo(
@@ -100,3 +101,18 @@ def test_what_the_files_lack_is_said(bundle: Path) -> None:
     assert (
         "The exported files lack the second half." in write_card(bundle, lacking, EVALUATION, DATA, LINEAGE).read_text()
     )
+
+
+def test_what_was_fitted_after_the_training_is_listed_and_explained(bundle: Path) -> None:
+    fitting = replace(CARD, fitted="three numbers")
+    assert "fitted.json" not in write_card(bundle, fitting, EVALUATION, DATA, LINEAGE).read_text()
+    (bundle / "fitted.json").write_text('{"numbers": [1, 2, 3]}')
+    text = write_card(bundle, fitting, EVALUATION, DATA, LINEAGE).read_text()
+    assert "| fitted.json | 22 |\n| model.onnx | 500000 |" in text
+    assert "`fitted.json` holds three numbers." in text
+
+
+def test_every_system_that_fits_something_says_what() -> None:
+    assert {name for name, system in SYSTEMS.items() if system.fit is not System.fit} == {
+        name for name, system in SYSTEMS.items() if system.card.fitted
+    }

@@ -164,6 +164,7 @@ class AlphaPose(System):
             "YOLOv3-SPP boxes 72.0"
         ),
         licence="our own code under this project's licence; nothing of the release, which is for non-commercial use",
+        fitted="the numbers of pose NMS that were fitted to the training split, and the OKS AP there before and after",
     )
 
     def __init__(self, params: AlphaPoseParams, skeleton: Any) -> None:

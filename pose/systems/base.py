@@ -32,6 +32,8 @@ class Card:
     graph_lacks: str = ""
     """What `decode` does beyond an exported graph. Where it is something, a bundle's pictures go through the network
     itself, so that what is predicted is what was evaluated."""
+    fitted: str = ""
+    """What fitted.json holds, of a system that fits something after its training."""
 
 
 @dataclass(frozen=True)

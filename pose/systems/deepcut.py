@@ -154,6 +154,10 @@ class DeepCut(SceneSystem):
             "the integer program: they put people together by greedy contraction, and their speed is of that. The "
             "figures are of the program's solution, which `pose predict` computes from the bundle's weights"
         ),
+        fitted=(
+            "the pairwise regressions: for each two kinds of joints the weights, how many pairs of candidates of the "
+            "training split they were fitted to, and the share of these they have right"
+        ),
     )
 
     def __init__(self, params: Any, skeleton: Skeleton) -> None:
