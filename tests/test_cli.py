@@ -276,7 +276,12 @@ def test_a_release_becomes_a_bundle_that_answers_as_it_does(elsewhere: Path) -> 
 
 @pytest.mark.parametrize(
     "words",
-    [("evaluate", "models:/any@champion"), ("export", "folder", "--out", "out"), ("predict", "a.jpg", "-m", "folder")],
+    [
+        ("evaluate", "models:/any@champion"),
+        ("export", "folder", "--out", "out"),
+        ("predict", "a.jpg", "-m", "folder"),
+        ("registry", "promote", "pose-any", "1"),
+    ],
     ids=lambda words: words[0],
 )
 def test_numbers_of_a_trained_system_cannot_be_set(

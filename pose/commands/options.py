@@ -63,7 +63,7 @@ def model_folder(model: str, profile: str | None = None, overrides: list[str] | 
 
     Raises ConfigError for overrides of systems, of which a trained model knows nothing.
     """
-    _require_no_systems(overrides or [])
+    require_no_systems(overrides or [])
     if not model.startswith("models:/"):
         return Path(model)
     from pose.registry import Registry
@@ -71,8 +71,11 @@ def model_folder(model: str, profile: str | None = None, overrides: list[str] | 
     return Registry(load_params(profile, overrides).storage_path).bundle(model)
 
 
-def _require_no_systems(overrides: list[str]) -> None:
-    """A profile may have systems: it is chosen for its other blocks, too."""
+def require_no_systems(overrides: list[str]) -> None:
+    """Raises ConfigError for what `--set` says of systems where models are trained already.
+
+    A profile may have systems: it is chosen for its other blocks, too.
+    """
     from pose.errors import ConfigError
 
     for text in overrides:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pose.commands.options import Json, Profile, Set, load_params
+from pose.commands.options import Json, Profile, Set, load_params, require_no_systems
 from pose.commands.output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ def promote(
     boxes: those of `evaluation.detections`).
     Example: `pose registry promote pose-vgg19 4 --why "more data"`
     """
+    require_no_systems(set_ or [])
     registry = _registry(profile, set_)
     params = load_params(profile, set_)
     dataset = registry.resolve(f"{model}/{version}").tags.get("dataset", params.dataset)
