@@ -297,6 +297,25 @@ def test_numbers_of_a_trained_system_cannot_be_set(
     assert "train or import again" in said
 
 
+def test_evaluate_takes_the_detections_of_the_params_unless_it_is_given_others(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated: list[Path | None] = []
+
+    def noted(folder: Path, dataset: str, params: object, detections: Path | None) -> None:
+        evaluated.append(detections)
+        raise DataError("enough")
+
+    monkeypatch.setattr("pose.commands.models.evaluate_folder", noted)
+    monkeypatch.setattr("pose.commands.models._require_boxes_to_be_of_use", lambda *_: None)
+    ours, theirs = elsewhere / "ours.json", elsewhere / "theirs.json"
+    ours.write_text("[]")
+    configured = ("--set", f"evaluation.detections={ours}")
+    for words in ((), configured, (*configured, "--detections", str(theirs))):
+        assert invoke("evaluate", "folder", *words).exit_code == DataError.exit_code
+    assert evaluated == [None, ours, theirs]
+
+
 @pytest.mark.parametrize(
     ("scene", "dataset", "said"), [(True, "crowd", "finds people by itself"), (False, "lspet", "in the whole image")]
 )

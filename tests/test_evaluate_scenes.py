@@ -312,7 +312,7 @@ def test_on_whole_images_nobody_needs_boxes(tmp_path: Path):
     folder = prepared(tmp_path / "discs", [1, 1])
     described = replace(describe(folder), crop=CropParams(view="image", size=64))
     described.save(folder)
-    evaluation, _ = evaluate_system(Knowing(), folder, PARAMS, 2)
+    evaluation, _ = evaluate_system(Knowing(), folder, PARAMS, 2, tmp_path / "unread.json")
     assert "oks_ap" in evaluation.metrics
     assert not any(name.endswith("_detected") for name in evaluation.metrics)
     assert protocol_of(Discs(), folder, "test", describe(folder)).nms == "none"

@@ -29,7 +29,11 @@ def evaluate(
     dataset: OnDataset = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also save the evaluation in this folder.")] = None,
     detections: Annotated[
-        Path | None, typer.Option(help="COCO detections (JSON) of the split: figures in these boxes too.")
+        Path | None,
+        typer.Option(
+            help="COCO detections (JSON) of the split: figures in these boxes too. Default evaluation.detections of "
+            "params.yaml, where the model sees people in boxes.",
+        ),
     ] = None,
     profile: Profile = None,
     set_: Set = None,
@@ -45,7 +49,7 @@ def evaluate(
     folder, name = model_folder(model, profile, set_), dataset or params.dataset
     if detections is not None:
         _require_boxes_to_be_of_use(folder, name, detections)
-    evaluation = evaluate_folder(folder, name, params, detections)
+    evaluation = evaluate_folder(folder, name, params, detections or params.detections_path)
     _mind_missing_boxes(evaluation)
     if out is not None:
         evaluation.save(out)
@@ -183,7 +187,10 @@ def _mind_missing_boxes(evaluation: Evaluation) -> None:
 
 
 def evaluate_folder(folder: Path, dataset: str, params: Params, detections: Path | None = None) -> Evaluation:
-    """The figures of a bundle or training folder on a prepared dataset. Raises ConfigError for other joints."""
+    """The figures of a bundle or training folder on a prepared dataset. Raises ConfigError for other joints.
+
+    detections: a file of boxes, for a model that sees people in boxes.
+    """
     from pose.evaluate import evaluate_system
     from pose.inference.weights import trained
 
