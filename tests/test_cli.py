@@ -18,7 +18,7 @@ from pose.cli import app
 from pose.config import ROOT
 from pose.errors import ConfigError, DataError, ExportError, RegistryError, TrainingError
 from pose.skeleton import LSP14
-from pose.systems import create
+from pose.systems import SYSTEMS, create
 
 HEAVY = ("torch", "mlflow", "ray", "prefect", "dvc", "onnxruntime", "matplotlib", "numpy", "pydantic")
 
@@ -195,7 +195,7 @@ def test_systems_list_counts_for_the_joints_asked_for() -> None:
 # ---------------------------------------------------------------- data
 
 
-def test_data_goes_from_nothing_to_a_picture(elsewhere: Path) -> None:
+def test_data_goes_from_nothing_to_a_picture(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert invoke("data", "fetch", "demo").exit_code == 0
     assert (elsewhere / "data/raw/demo/demo.zip").is_file()
     assert invoke("data", "prepare", "demo").exit_code == 0
@@ -209,6 +209,10 @@ def test_data_goes_from_nothing_to_a_picture(elsewhere: Path) -> None:
     picture = elsewhere / "seen.png"
     assert invoke("data", "preview", "demo", "--profile", "demo", "--out", str(picture)).exit_code == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
+    drawn: list[tuple] = []
+    monkeypatch.setattr("pose.data.preview.sheet", lambda *given: drawn.append(given))
+    assert invoke("data", "preview", "demo", "--system", "deeppose", "--out", str(picture)).exit_code == 0
+    assert drawn[0][-1] == SYSTEMS["deeppose"].preview
 
 
 def test_preparing_what_was_not_fetched_says_what_to_do(elsewhere: Path) -> None:

@@ -96,8 +96,9 @@ def preview(
     profile: Profile = None,
     set_: Set = None,
 ) -> None:
-    """Draw what a network sees: crops or, by its view, scenes after augmentation, with joints, boxes and targets.
+    """Draw what a network sees: crops or, by its view, scenes after augmentation, with joints and boxes.
 
+    Beneath them lie the targets of systems that have maps of some, or the crops that DeepPose's later stages see.
     Example: `pose data preview demo --profile demo --system alexnet --out seen.png`
     """
     import torch
@@ -116,5 +117,5 @@ def preview(
         seer = create(system, chosen, loader.split.skeleton)
     path = out or Path(f"preview-{dataset}.png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    drawing.sheet(loader, seer.prepare, augment, path, getattr(seer, "targets_preview", None))
+    drawing.sheet(loader, seer.prepare, augment, path, getattr(seer, "targets_preview", None), seer.preview)
     typer.echo(str(path))

@@ -1,6 +1,7 @@
 """A contact sheet of what a network sees: prepared crops or scenes after resize and augmentation, with what it learns.
 
-Joints and limbs always; of scenes also boxes and ignored regions; the target maps of systems that have some.
+Joints and limbs always; of scenes also boxes and ignored regions; the target maps of systems that have some, or what
+else they have to show.
 """
 
 from __future__ import annotations
@@ -53,12 +54,13 @@ def sheet(
     augment: AugmentParams | None,
     path: Path,
     targets: Callable[[Any], Tensor] | None = None,
+    shows: str = "targets",
 ) -> Path:
     """Writes the PNG and returns its path.
 
     prepare: what a system makes of the loader's batches (System.prepare); targets: [B, h, w] in [0, 1] for a prepared
-    batch. With `augment`, each line is one sample: as it is, then as it meets the first epochs. Without, every picture
-    is another sample. Samples lie evenly over the split.
+    batch, which `shows` names in the legend. With `augment`, each line is one sample: as it is, then as it meets the
+    first epochs. Without, every picture is another sample. Samples lie evenly over the split.
     """
     grid = SCENES if isinstance(loader, SceneLoader) else PEOPLE
     if augment is None:
@@ -73,7 +75,7 @@ def sheet(
         "RGB", (grid.corner(grid.columns - 1)[0] + grid.tile + GAP, grid.corner(lines * grid.columns)[1]), PAGE
     )
     height, width = seen[0].images.shape[-2:]
-    _legend(page, f"input {width} x {height} px", isinstance(seen[0], SceneBatch), targets is not None)
+    _legend(page, f"input {width} x {height} px", isinstance(seen[0], SceneBatch), shows if targets else None)
     for column, (name, batch) in enumerate(zip(batches, seen, strict=True)):
         for n, (picture, said) in enumerate(_marked(batch, grid.tile, loader.split.skeleton, targets)):
             left, top = grid.corner(column + n * len(seen))
@@ -164,11 +166,12 @@ def _people(batch: SceneBatch, n: int) -> str:
     return f"{count} {'person' if count == 1 else 'people'} with {joints} joints"
 
 
-def _legend(page: Image.Image, title: str, scenes: bool, targets: bool) -> None:
+def _legend(page: Image.Image, title: str, scenes: bool, shows: str | None) -> None:
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(14)
     x, middle = GAP + 2, LEGEND // 2
     sides = [(f"person's {s}" if s != "middle" else s, colour, True) for s, colour in marks.SIDES.items()]
-    more = [("ignored", marks.IGNORED, True)] * scenes + [("targets", marks.TARGET, True)] * targets
+    more = [("ignored", marks.IGNORED, True)] * scenes
+    more += [] if shows is None else [(shows, marks.TARGET, True)]
     for text, colour, filled in [(title, None, True), *sides, *more, ("open: labelled, hidden", INK, False)]:
         if colour is not None:
             mark = Image.new("RGBA", (20 * marks.SMOOTH, 20 * marks.SMOOTH), (0, 0, 0, 0))

@@ -54,6 +54,8 @@ class System(ABC):
     view: ClassVar[Literal["person", "scene"]] = "person"
     finds_joints: ClassVar[bool] = True
     """False for a detector: its people are boxes alone."""
+    preview: ClassVar[str] = "targets"
+    """What `targets_preview`, where a system has it, shows in `pose data preview`."""
     card: ClassVar[Card]
     Params: ClassVar[type[SystemParams]]
 

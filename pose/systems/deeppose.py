@@ -102,6 +102,7 @@ class DeepPose(System):
 
     Params = DeepPoseParams
     loss_terms: ClassVar[tuple[str, ...]] = ("coordinates",)
+    preview = "crops of later stages"
     card: ClassVar[Card] = Card(
         title="DeepPose",
         source="Toshev & Szegedy, CVPR 2014",

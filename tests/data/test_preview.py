@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from pose.config import AugmentParams, CropParams
 from pose.config_loading import load
@@ -121,6 +121,27 @@ def test_targets_tint_the_picture_where_they_are(tmp_path):
     assert near(pixel(page, 1, [55, 62]), tuple((np.array(GROUND) + 3 * np.array(marks.TARGET)) // 4))
     assert near(pixel(page, 0, [55, 62]), GROUND)
     assert near(pixel(page, 1, [45, 62]), GROUND)
+
+
+def test_the_legend_says_what_is_tinted(tmp_path, monkeypatch):
+    loader, said = make_split(tmp_path, rows=2), []
+    whole = ImageDraw.ImageDraw.text
+
+    def text(pen, place, words, *arguments, **named):
+        said.append(words)
+        assert place[0] + pen.textlength(words, named.get("font")) < pen.im.size[0]
+        return whole(pen, place, words, *arguments, **named)
+
+    def targets(batch):
+        return torch.zeros(len(batch), 8, 8)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    crops = SYSTEMS["deeppose"].preview
+    assert crops == "crops of later stages"
+    for shown, wanted in (((), None), ((targets,), "targets"), ((targets, crops), crops)):
+        said.clear()
+        preview.sheet(loader, looked_at(32), AugmentParams(), tmp_path / "a.png", *shown)
+        assert [words for words in ("targets", crops) if words in said] == ([wanted] if wanted else [])
 
 
 def scene_row(number: int) -> scenes.SceneRow:
