@@ -5,10 +5,13 @@ Types of one system's own sizes live beside that system, in pose/systems/.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from pose.errors import ConfigError
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -25,6 +28,8 @@ def _width_and_height(value: Any) -> Any:
 
 InputSize = Annotated[tuple[Side, Side], BeforeValidator(_width_and_height)]
 """Width and height in pixels; a single number is a square."""
+TORCHVISIONS = re.compile(r"\w+_Weights\.\w+")
+"""How torchvision names the weights that it downloads, as ResNet50_Weights.IMAGENET1K_V1."""
 
 
 class Strict(BaseModel):
@@ -221,12 +226,6 @@ class RecipeParams(Strict):
     augment: AugmentParams
     phases: list[PhaseParams] = Field(min_length=1)
 
-    @model_validator(mode="after")
-    def _trains_something(self) -> RecipeParams:
-        if not any(phase.epochs for phase in self.phases):
-            raise ValueError("every phase has 0 epochs, so nothing would be trained")
-        return self
-
 
 class SystemParams(Strict):
     """What every system's block has; a system adds its own sizes in a subclass."""
@@ -237,6 +236,10 @@ class SystemParams(Strict):
     padding: Positive = Field(
         default=1.25, description="person view: the box times this, then widened to the input's aspect"
     )
+    initial: str | None = Field(
+        default=None,
+        description="weights that training begins with: a file, a folder of ours, or the name of torchvision's",
+    )
     paths: ClassVar[dict[str, set[str]]] = {}
     """Fields that say where `files` lie, which decides nothing of what is trained."""
 
@@ -246,15 +249,39 @@ class SystemParams(Strict):
             raise ValueError(f"recipe is {self.recipe!r}, expected one of {', '.join(self.recipes)}")
         return self
 
+    @model_validator(mode="after")
+    def _trains_something(self) -> SystemParams:
+        idle = [name for name, recipe in self.recipes.items() if not any(phase.epochs for phase in recipe.phases)]
+        if idle and self.initial is None:
+            raise ValueError(
+                f"recipes.{idle[0]}: every phase has 0 epochs, so nothing would be trained; that is of use where "
+                "`initial` names finished weights"
+            )
+        return self
+
     @property
     def chosen(self) -> RecipeParams:
         """The recipe that `recipe` names."""
         return self.recipes[self.recipe]
 
     @property
+    def initial_file(self) -> Path | None:
+        """The file of weights that `initial` names; None where it is null or torchvision's. ConfigError for none."""
+        if self.initial is None or TORCHVISIONS.fullmatch(self.initial):
+            return None
+        path = ROOT / self.initial
+        path = path / "model.safetensors" if path.is_dir() else path
+        if not path.is_file():
+            raise ConfigError(
+                f"initial is {self.initial!r}; expected a file of weights, a training folder or bundle, or a name like "
+                f"ResNet50_Weights.IMAGENET1K_V1, and there is no file {path}"
+            )
+        return path
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """What a training reads besides the dataset."""
-        return ()
+        return () if self.initial_file is None else (self.initial_file,)
 
     @property
     def awaits(self) -> str | None:

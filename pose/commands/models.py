@@ -90,7 +90,12 @@ def export(
 
 def import_(
     system: Annotated[str, typer.Argument(metavar="SYSTEM", help="A name under `systems` in params.yaml.")],
-    weights: Annotated[Path, typer.Argument(help="The release's checkpoint: .pth, .pth.tar, .pt or .safetensors.")],
+    weights: Annotated[
+        str,
+        typer.Argument(
+            help="The release's checkpoint (.pth, .pth.tar, .pt, .safetensors), or what torchvision calls its own."
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the bundle.")],
     dataset: OnDataset = None,
     profile: Profile = None,
@@ -100,9 +105,10 @@ def import_(
     """Take over the weights of a system's official release, as a bundle that evaluates and predicts like any other.
 
     Sizes and joints have to be the release's: the joints are the dataset's, which also shows on which pictures the
-    bundle says what the network says. Nothing in the file is executed. Example:
+    bundle says what the network says. Nothing in the file is executed. Examples:
     `pose import simple_baseline pose_resnet_50_256x192.pth.tar --out sb50 -d coco --set
-    systems.simple_baseline.recipe=paper`
+    systems.simple_baseline.recipe=paper`;
+    `pose import person_detector FasterRCNN_ResNet50_FPN_Weights.COCO_V1 --out detector -d coco`
     """
     import tempfile
 
@@ -117,7 +123,7 @@ def import_(
     known_system(params, system)
     name = dataset or params.dataset
     dataset_params(name)
-    _require_replaceable(out, weights)
+    _require_replaceable(out, Path(weights))
     info = describe(prepared_folder(name))
     loaded = taken_over(system, params.systems[system], skeleton_named(info.skeleton), weights)
     with tempfile.TemporaryDirectory() as folder:

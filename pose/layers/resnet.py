@@ -6,15 +6,18 @@ carry no bias: batch normalisation follows each.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from torch import Tensor, nn
 
-from pose.layers.weights import initialise
+from pose.layers.weights import initialise, load_strictly
 
 Depth = Literal[18, 34, 50, 101, 152]
 STRIDE = 32
 """Input pixels per cell of the last map."""
+PARTS = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
+"""The modules of the trunk that have weights."""
 _BLOCKS: dict[int, tuple[int, int, int, int]] = {
     18: (2, 2, 2, 2),
     34: (3, 4, 6, 3),
@@ -91,7 +94,7 @@ class ResNet(nn.Module):
     @property
     def trunk(self) -> list[nn.Module]:
         """All modules of the trunk that have weights."""
-        return [self.conv1, self.bn1, self.layer1, self.layer2, self.layer3, self.layer4]
+        return [getattr(self, name) for name in PARTS]
 
     def features(self, images: Tensor) -> Tensor:
         """The last map of [B, 3, H, W]; see the class."""
@@ -108,6 +111,23 @@ class ResNet(nn.Module):
             blocks.append(block(self.channels, width, stride if index == 0 else 1))
             self.channels = width * block.expansion
         return nn.Sequential(*blocks)
+
+
+def load_imagenet_resnet(trunk: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Takes a torchvision ResNet's weights into a trunk of its names; the 1000-class `fc` has no counterpart here.
+
+    Where a normalisation is followed by something of our own (squeeze and excitation), that keeps its weights.
+    Raises TrainingError naming missing, unexpected and wrongly shaped tensors.
+    """
+    shared = nn.ModuleDict({name: getattr(trunk, name) for name in PARTS})
+    own = shared.state_dict()
+    followed = {name for name, module in shared.named_modules() if isinstance(module, nn.Sequential) and "bn" in name}
+    weights = {key: own[key] for key in own if any(key.startswith(f"{name}.1.") for name in followed)}
+    for key, value in state.items():
+        layer, _, kind = key.rpartition(".")
+        if not key.startswith("fc."):
+            weights[f"{layer}.0.{kind}" if layer in followed else key] = value
+    load_strictly(shared, weights, "torchvision's ResNet weights")
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:

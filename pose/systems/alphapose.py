@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -39,7 +39,7 @@ from pose.decoding.settling import BY_POSE_NMS, EVERYONE, Settling, by_fitted
 from pose.errors import ConfigError
 from pose.layers import heatmaps
 from pose.layers.fastpose import FastPose
-from pose.layers.resnet import STRIDE, Depth, ResNet
+from pose.layers.resnet import STRIDE, Depth, ResNet, load_imagenet_resnet
 from pose.layers.spatial_transformer import Localisation, identity, invert, warp
 from pose.people import People
 from pose.systems.base import Card, Joints, System
@@ -101,9 +101,11 @@ class AlphaPoseParams(SystemParams):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The detections that proposals are fitted to. ConfigError where there is no such file, or not yet."""
+        """`initial`, and the detections that proposals are fitted to. ConfigError where there is no such file, or not
+        yet.
+        """
         if self.proposals is None or self.proposals.detections is None:
-            return ()
+            return super().files
         if self.awaits:
             raise ConfigError(
                 f"systems.alphapose.proposals.detections is {OF_THE_RUN!r}: boxes of the person detector that the same "
@@ -113,7 +115,7 @@ class AlphaPoseParams(SystemParams):
         path = ROOT / self.proposals.detections
         if not path.is_file():
             raise ConfigError(f"systems.alphapose.proposals.detections is {path}; there is no such file")
-        return (path,)
+        return (*super().files, path)
 
     @property
     def awaits(self) -> str | None:
@@ -186,6 +188,10 @@ class AlphaPose(System):
         assert isinstance(self.network, Symmetric)
         return self.network
 
+    def load_trunk(self, state: Mapping[str, Tensor]) -> None:
+        """Takes torchvision's ResNet of the pose network's depth, whose width has to be 64. TrainingError otherwise."""
+        load_imagenet_resnet(self._symmetric.pose.trunk, state)
+
     # ------------------------------------------------------------ phases
 
     def begin_phase(self, phase: PhaseParams, batches: Callable[[], Iterator[Batch]] | None) -> None:
@@ -199,7 +205,7 @@ class AlphaPose(System):
         if self._asks_twin:
             network.twin.follow(network.pose)
         if self._moves_boxes and p.proposals.detections is not None:
-            network.learn(self._offsets(p.files[0], batches()))
+            network.learn(self._offsets(p.files[-1], batches()))
 
     def _offsets(self, detections: Path, batches: Iterator[Batch]) -> Offsets:
         """The mixtures of the detector whose results on the training split these are."""

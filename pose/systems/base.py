@@ -90,6 +90,10 @@ class System(ABC):
         """Takes the weights of the system's official release, whole. ConfigError where there is none that fits ours."""
         raise ConfigError(f"{self.card.title} has no official release whose weights this program could take over")
 
+    def load_trunk(self, state: Mapping[str, Tensor]) -> None:
+        """Takes a torchvision image classifier's weights into the trunk. ConfigError for a system without one."""
+        raise ConfigError(f"{self.card.title} has no trunk that torchvision's image classifiers have, too")
+
     def begin_phase(self, phase: PhaseParams, batches: Callable[[], Iterator[Any]] | None) -> None:  # noqa: B027
         """Called on every rank before a phase's first step, the network in evaluation mode with its weights so far.
 

@@ -17,7 +17,7 @@ that it finds in the training split: a step of its own, see pose.fitting.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, cast
@@ -47,7 +47,7 @@ from pose.layers.part_detector import (
     score_loss,
     targets,
 )
-from pose.layers.resnet import Depth
+from pose.layers.resnet import Depth, load_imagenet_resnet
 from pose.people import People
 from pose.progress import say, track
 from pose.skeleton import Skeleton
@@ -183,6 +183,10 @@ class DeepCut(SceneSystem):
             "heads": [d.parts, d.refinement, d.offsets, d.intermediate],
             "calibration": [d.calibration],
         }
+
+    def load_trunk(self, state: Mapping[str, Tensor]) -> None:
+        """Takes torchvision's ResNet of the same depth; needs width: 64. Raises TrainingError where it misfits."""
+        load_imagenet_resnet(self.detector.trunk, state)
 
     # ------------------------------------------------------------ training
 

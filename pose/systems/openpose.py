@@ -34,6 +34,7 @@ from pose.errors import ConfigError, PoseError, TrainingError
 from pose.found import Found, boxes_around, to_people
 from pose.layers.openpose_stages import FieldsFirst, TwoBranch
 from pose.layers.paf import Layout, confidence_targets, field_targets
+from pose.layers.vgg import load_imagenet_features
 from pose.layers.weights import load_strictly
 from pose.people import People
 from pose.progress import say
@@ -272,6 +273,15 @@ class OpenPose(SceneSystem):
         return Found(image, boxes_around(points), scores, points[:, order], confidences[:, order])
 
     # ------------------------------------------------------------ weights from elsewhere
+
+    def load_trunk(self, state: Mapping[str, Tensor]) -> None:
+        """Takes what torchvision's vgg19 (with batch_norm: vgg19_bn) begins with. TrainingError where it misfits."""
+        trunk = cast(Any, self.network).trunk
+        own = {f"features.{key}": tensor for key, tensor in trunk.state_dict().items()}
+        # Of `paf_first` the last slope is learned, which a VGG does not have.
+        slope = f"features.{len(trunk) - 1}.weight"
+        begins = {key: tensor for key, tensor in state.items() if key in own}
+        load_imagenet_features(trunk, ({slope: own[slope]} if slope in own else {}) | begins)
 
     def load_official(self, state: Mapping[str, Any]) -> None:
         """Takes a state_dict of the public PyTorch code for this variant, which needs batch_norm: false.

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pose.config import Count, Fraction, InputSize, SystemParams
 from pose.data.batch import IGNORE_STRIDE, SceneBatch
+from pose.layers.resnet import load_imagenet_resnet
 from pose.layers.weights import COUNTED, load_strictly
 from pose.systems.base import Card
 from pose.systems.scene_system import SceneSystem
@@ -123,6 +124,10 @@ class PersonDetector(SceneSystem):
         """Decoding in pure tensor code, so that an exported graph can hold it."""
         network = self.rcnn
         return network.detect(outputs)
+
+    def load_trunk(self, state: Mapping[str, Tensor]) -> None:
+        """Takes torchvision's ResNet of the same depth; needs norm: batch. Raises TrainingError where it misfits."""
+        load_imagenet_resnet(self.rcnn.backbone.body, state)
 
     def load_official(self, state: Mapping[str, Tensor], eps: float = 0.0) -> None:
         """Takes a state_dict of torchvision's fasterrcnn_resnet50_fpn or keypointrcnn_resnet50_fpn; needs norm: batch.

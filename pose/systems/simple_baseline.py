@@ -33,7 +33,7 @@ from pose.errors import ConfigError, TrainingError
 from pose.layers.deconvolution import deconvolutions, to_maps
 from pose.layers.heatmaps import cross_entropy, mean_squared_error, targets, to_pixels
 from pose.layers.normalise import MEAN, STD
-from pose.layers.resnet import STRIDE, Depth, ResNet
+from pose.layers.resnet import STRIDE, Depth, ResNet, load_imagenet_resnet
 from pose.layers.weights import load_strictly
 from pose.systems.base import Card, Joints, System
 
@@ -162,6 +162,10 @@ class SimpleBaseline(System):
         if self.params.chosen.loss == "squared_error":
             return maps
         return maps.flatten(2).softmax(dim=2).unflatten(2, maps.shape[2:])
+
+    def load_trunk(self, state: Mapping[str, Tensor]) -> None:
+        """Takes torchvision's ResNet of the same depth. Raises TrainingError where it misfits."""
+        load_imagenet_resnet(self.network, state)
 
     def load_official(self, state: Mapping[str, Any]) -> None:
         """Takes a state_dict of the authors' release and from then on answers in its convention.

@@ -80,7 +80,7 @@ class Vgg16Regressor(System):
         certain = torch.ones_like(keypoints[..., 0])
         return Joints(keypoints, certain, certain)
 
-    def load_imagenet_trunk(self, state: Mapping[str, Tensor]) -> None:
+    def load_trunk(self, state: Mapping[str, Tensor]) -> None:
         """Takes the trunk of torchvision's vgg16_bn. Raises TrainingError where it misfits."""
         assert isinstance(self.network, Regressor)
         load_imagenet_features(self.network.features, state)

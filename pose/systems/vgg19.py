@@ -51,7 +51,7 @@ class Vgg19(TwoHeaded):
         features = vgg_features(VGG19_BLOCKS, p.channels, batch_norm=p.batch_norm)
         return self.heads(features, p.channels[-1] * cells(p.input_size))
 
-    def load_imagenet_trunk(self, state: Mapping[str, Tensor]) -> None:
+    def load_trunk(self, state: Mapping[str, Tensor]) -> None:
         """Takes the trunk of torchvision's vgg19 (with batch_norm: vgg19_bn). Raises TrainingError where it misfits."""
         assert isinstance(self.network, PresenceCoordinates)
         load_imagenet_features(self.network.features, state)

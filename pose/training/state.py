@@ -19,6 +19,7 @@ from pose.config import PhaseParams
 from pose.data.loader import open_loader
 from pose.digests import file_sha256
 from pose.errors import TrainingError
+from pose.official import begin
 from pose.progress import say
 from pose.systems import SYSTEMS, create
 from pose.training import checkpoints, distributed, settings
@@ -227,7 +228,7 @@ class Run:
         }
 
     def resume(self) -> None:
-        """Goes back to the newest checkpoint that can be trusted, if there is one.
+        """Goes back to the newest checkpoint that can be trusted, if there is one; else takes the initial weights.
 
         Rank 0 chooses, so that all ranks continue from the same one.
         """
@@ -235,6 +236,7 @@ class Run:
         # A name, not a path: on several machines every rank has a copy of its own.
         newest = distributed.on_main(lambda: _name(checkpoints.latest(directory, fingerprint)), self.world)
         if newest is None:
+            begin(self.spec.system, self.system)
             return
         self._resumed = state = checkpoints.load(directory / newest, fingerprint)
         self.progress = Progress(**state["progress"])

@@ -25,7 +25,7 @@ def test_loaded_trunk_answers_as_the_release_does(tiny, name, release):
     theirs = torchvision.models.get_model(release, weights=None, init_weights=False, num_classes=2)
     theirs = theirs.eval()
     system = tiny(name, channels=[64, 128, 256, 512, 512])
-    system.load_imagenet_trunk(theirs.state_dict())
+    system.load_trunk(theirs.state_dict())
     images = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
         wanted = theirs.features(images)
@@ -36,4 +36,4 @@ def test_narrow_networks_refuse_imagenet_weights(tiny):
     system = tiny("vgg19")
     state = {f"features.{k}": torch.zeros(1) for k in system.network.features.state_dict()}
     with pytest.raises(TrainingError, match=r"wrong shape: 0\.weight is \(1,\), expected \(8, 3, 3, 3\)"):
-        system.load_imagenet_trunk(state)
+        system.load_trunk(state)

@@ -1,0 +1,151 @@
+"""Weights that a training begins with: of torchvision's classifiers, of releases, of our own folders."""
+
+import re
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+
+from pose.config_loading import load
+from pose.errors import ConfigError, TrainingError
+from pose.official import begin
+from pose.skeleton import LSP14
+from pose.systems import create
+from pose.training import Outcome
+from pose.training.loop import train
+
+RESNET = "ResNet18_Weights.IMAGENET1K_V1"
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """Torch's cache, with torchvision's files of random weights in it instead of a network's."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+
+    def put(name: str, state: dict) -> None:
+        torch.save(state, folder / torchvision.models.get_weight(name).url.rsplit("/", 1)[-1])
+
+    return put
+
+
+def classifier(model: str) -> dict:
+    """A torchvision classifier's weights, none of which are what a fresh network has."""
+    state = torchvision.models.get_model(model, weights=None, num_classes=3).state_dict()
+    return {key: torch.rand_like(value) if value.is_floating_point() else value for key, value in state.items()}
+
+
+def fresh(name: str, initial: str, **changes):
+    """A system whose params name these weights."""
+    whole = load().systems[name]
+    block = {**whole.model_dump(), "recipe": "modern", "initial": initial, **changes}
+    params = type(whole).model_validate(block)
+    return create(name, params, LSP14)
+
+
+RCNN = {"depth": 18, "norm": "batch", "pyramid_channels": 8, "box_hidden": 8, "input_size": 64}
+
+
+VGG = "VGG19_BN_Weights.IMAGENET1K_V1"
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "weights", "tensors", "changes"),
+    [
+        ("simple_baseline", "resnet18", RESNET, 120, {"depth": 18, "deconvolutions": [8]}),
+        ("alphapose", "resnet18", RESNET, 120, {"pose": {"depth": 18}, "upsampling": [8]}),
+        ("person_detector", "resnet18", RESNET, 120, RCNN),
+        ("deepcut", "resnet18", RESNET, 120, {"depth": 18}),
+        ("openpose", "vgg19_bn", VGG, 70, {}),
+        ("openpose", "vgg19_bn", VGG, 70, {"variant": "paf_first"}),
+    ],
+)
+def test_a_trunk_begins_as_torchvision_s_classifier(cache, name, model, weights, tensors, changes):
+    state = classifier(model)
+    cache(weights, state)
+    system = fresh(name, weights, **changes)
+    begin(name, system)
+    network = system.network
+    trunk = {
+        "alphapose": lambda: network.pose.trunk,
+        "person_detector": lambda: network.backbone.body,
+        "simple_baseline": lambda: network,
+    }.get(name, lambda: network.trunk)()
+    # Squeeze and excitation wraps a normalisation, whose weights lie a level deeper then.
+    ours = {re.sub(r"(bn\d)\.0\.", r"\1.", key): value for key, value in trunk.state_dict().items()}
+    theirs = {key.removeprefix("features."): value for key, value in state.items()}
+    shared = ours.keys() & theirs.keys()
+    assert len(shared) == tensors
+    assert all(torch.equal(ours[key], theirs[key]) for key in shared)
+
+
+def test_finished_weights_need_no_training(spec):
+    first = spec()
+    train(first)
+    idle = [phase | {"epochs": 0} for phase in first.recipe.model_dump()["phases"]]
+    again = spec(phases=idle, system={"initial": str(first.run_dir)})
+    train(again)
+    outcome = Outcome.load(again.run_dir)
+    assert outcome.weights_sha256 == Outcome.load(first.run_dir).weights_sha256
+    assert (outcome.epochs, outcome.history) == (0, [])
+    with pytest.raises(ValueError, match=r"every phase has 0 epochs, so nothing would be trained"):
+        spec(phases=idle)
+
+
+def test_a_training_goes_on_from_another_s_weights(spec):
+    first = spec()
+    train(first)
+    second = spec(system={"initial": str(first.run_dir)})
+    assert second.fingerprint not in (
+        first.fingerprint,
+        spec(system={"initial": str(first.run_dir)}, seed=4).fingerprint,
+    )
+    train(second)
+    losses = [Outcome.load(each.run_dir).history[0]["train"]["loss"] for each in (first, second)]
+    assert losses[1] < losses[0]
+
+
+def test_a_file_that_changes_is_another_training(spec, tmp_path):
+    file = tmp_path / "first.safetensors"
+    digests = []
+    for value in (0.0, 1.0):
+        save_file({"x": torch.full((1,), value)}, file)
+        digests.append(spec(system={"initial": str(file)}).fingerprint)
+    assert digests[0] != digests[1]
+
+
+def test_weights_that_cannot_be_had_say_what_to_do(tmp_path, monkeypatch, spec):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def away(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", away)
+    with pytest.raises(
+        TrainingError, match=r"ResNet18\S+ could not be had \(no route to host\).*put resnet18-\w+\.pth into"
+    ):
+        begin("simple_baseline", fresh("simple_baseline", RESNET, depth=18))
+    with pytest.raises(ConfigError, match=r"torchvision \S+ has no weights of the name ResNet18_Weights\.NONE"):
+        begin("simple_baseline", fresh("simple_baseline", "ResNet18_Weights.NONE", depth=18))
+    with pytest.raises(ConfigError, match=r"initial is 'nowhere\.pth'; expected a file of weights, a training folder"):
+        train(spec(system={"initial": "nowhere.pth"}))
+
+
+def test_a_system_without_such_a_trunk_refuses_a_classifier(cache, spec):
+    cache(RESNET, classifier("resnet18"))
+    with pytest.raises(ConfigError, match=r"Baseline-1 has no trunk that torchvision's image classifiers have"):
+        train(spec(system={"initial": RESNET}))
+
+
+def test_a_release_wants_the_recipe_that_reads_it_as_it_does(tmp_path):
+    whole = fresh("simple_baseline", RESNET, depth=18)
+    skipped = ("input_gain", "input_shift")
+    release = {key: value for key, value in whole.network.state_dict().items() if key not in skipped}
+    torch.save(release, tmp_path / "release.pth")
+    with pytest.raises(ConfigError, match=r"read with .*convention: official; recipe 'modern' says otherwise"):
+        begin("simple_baseline", fresh("simple_baseline", str(tmp_path / "release.pth"), depth=18))
+    system = fresh("simple_baseline", str(tmp_path / "release.pth"), depth=18, recipe="paper")
+    begin("simple_baseline", system)
+    assert torch.equal(system.network.layer1[0].conv1.weight, whole.network.layer1[0].conv1.weight)
