@@ -42,11 +42,13 @@ def train(
         facts = {key: value for key, value in asdict(outcome).items() if key != "history"}
         print_json(facts | {"weights": weights})
         return
-    typer.echo(
-        f"{system}: {outcome.metric} {outcome.best_metric:.4f} in epoch {outcome.best_epoch} of {outcome.epochs}, "
-        f"{outcome.seconds:.0f} s, {outcome.images_per_second:.0f} images/s\nweights: {weights}\n"
-        f"next: pose evaluate {outcome.run_dir}"
+    done = (
+        f"{outcome.metric} {outcome.best_metric:.4f} in epoch {outcome.best_epoch} of {outcome.epochs}, "
+        f"{outcome.seconds:.0f} s, {outcome.images_per_second:.0f} images/s"
+        if outcome.best_metric is not None
+        else "its initial weights as they are"
     )
+    typer.echo(f"{system}: {done}\nweights: {weights}\nnext: pose evaluate {outcome.run_dir}")
 
 
 def train_all(profile: Profile = None, set_: Set = None, json: Json = False) -> None:

@@ -172,7 +172,8 @@ class Outcome:
     epochs: int
     best_epoch: int
     """Of the last phase, counted from 1 over all phases; the saved weights are this epoch's."""
-    best_metric: float
+    best_metric: float | None
+    """None where the initial weights are the last, too."""
     metric: str
     """What best_metric measures: val/pck_image_12 or val/loss."""
     seconds: float

@@ -290,7 +290,7 @@ class Run:
             fingerprint=self.spec.fingerprint,
             epochs=p.epoch,
             best_epoch=p.best_epoch,
-            best_metric=p.best if p.best is not None else float("nan"),
+            best_metric=p.best,
             metric=p.best_metric,
             seconds=sum(record["seconds"] for record in p.history),
             images_per_second=statistics.median([record["images_per_second"] for record in p.history] or [0.0]),
