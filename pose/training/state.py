@@ -277,9 +277,10 @@ class Run:
         partial.replace(path)
 
     def finish(self) -> None:
-        """Writes model.safetensors and, last, outcome.json."""
+        """Writes model.safetensors and, last, outcome.json; history.jsonl is there also where nothing was trained."""
         if not self.world.main:
             return
+        self.write_history()
         run_dir, p = self.spec.run_dir, self.progress
         partial = run_dir / "model.safetensors.partial"
         weights = {name: t.detach().cpu().contiguous() for name, t in self.network.state_dict().items()}

@@ -89,6 +89,7 @@ def test_finished_weights_need_no_training(spec):
     train(again)
     outcome = Outcome.load(again.run_dir)
     assert outcome.weights_sha256 == Outcome.load(first.run_dir).weights_sha256
+    assert (again.run_dir / "history.jsonl").read_text() == ""
     assert (outcome.epochs, outcome.history, outcome.best_metric) == (0, [], None)
     with pytest.raises(ValueError, match=r"every phase has 0 epochs, so nothing would be trained"):
         spec(phases=idle)
