@@ -25,7 +25,7 @@ from pose.data import detections
 from pose.data.scenes import SceneSplit
 from pose.data.shards import Split, describe
 from pose.digests import file_sha256, json_sha256, tree_sha256
-from pose.errors import RegistryError
+from pose.errors import RegistryError, TrainingError
 from pose.evaluate import evaluate_system
 from pose.evaluation import Evaluation
 from pose.export import export
@@ -101,7 +101,9 @@ class Job:
         """The job with the boxes that it has waited for."""
         params = self.params.systems[self.system].with_boxes(path)
         systems = self.params.systems | {self.system: params}
-        return replace(self, params=self.params.model_copy(update={"systems": systems}), awaits=None)
+        fitted = {} if self.awaits is None else {"proposals": f"{self.awaits.system} {self.awaits.spec.fingerprint}"}
+        whole = self.params.model_copy(update={"systems": systems})
+        return replace(self, params=whole, awaits=None, lineage=self.lineage | fitted)
 
     @property
     def _boxes_identity(self) -> str | None:
@@ -237,15 +239,22 @@ def detect(job: Job, version: Version) -> Path:
     return job.own_detections
 
 
-def detect_in_training(job: Job, version: Version) -> Path:
-    """The registered detector's boxes on the training split, found by its network unless they are there already."""
+def detect_in_training(job: Job, version: Version | None) -> Path:
+    """The detector's boxes on the training split, found by its network unless they are there already.
+
+    version: what it was registered as; None: its training folder has the network. Raises TrainingError where there is
+    none, and where it finds nobody.
+    """
     path = job.training_detections
     with alone(path.with_suffix(".lock"), f"{job.system} is looking through the training split in another process"):
         if not path.exists():
             images, loading = SceneSplit.open(job.dataset.directory, "train"), job.params.training.loader_threads
+            folder = job.spec.run_dir if version is None else registry(job.params).bundle(version.uri)
             with _torch:
-                system = trained(registry(job.params).bundle(version.uri)).system
-                _write(path, find_boxes(system, images, job.spec.recipe.batch_size, loading))
+                found = find_boxes(trained(folder).system, images, job.spec.recipe.batch_size, loading)
+            if not len(found.boxes):
+                raise TrainingError(f"{folder} finds nobody in the training split of {job.dataset.directory}")
+            _write(path, found)
     return path
 
 

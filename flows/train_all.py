@@ -28,7 +28,7 @@ from flows.steps import Job
 from pose import config_loading
 from pose.config import Params
 from pose.digests import json_sha256
-from pose.errors import PoseError, RegistryAwayError, TrainingError
+from pose.errors import ConfigError, PoseError, RegistryAwayError, TrainingError
 from pose.progress import say
 from pose.registry import Decision, RunLog, Version, comparable, left_out, whoami
 from pose.report import results_table
@@ -111,9 +111,10 @@ def register(job: Job, bundle: Path, run: RunLog, parent: RunLog) -> Version:
     return steps.register(job, bundle, run, parent)
 
 
-@task(cache_policy=NO_CACHE, task_run_name="detect-{job.system}")
-def detect(job: Job, version: Version) -> Path:
-    """A detector's boxes on the training split, for trainings that wait for them."""
+@task(cache_policy=NO_CACHE, task_run_name="detect-{job.system}", retries=2, retry_delay_seconds=[10, 60],
+      retry_condition_fn=_registry_away)  # fmt: skip
+def detect(job: Job, version: Version | None) -> Path:
+    """A detector's boxes on the training split, for trainings that wait for them; None: it could not be registered."""
     return steps.detect_in_training(job, version)
 
 
@@ -158,22 +159,26 @@ def detector_first(jobs: Sequence[Job], parent: RunLog, parallel: int) -> dict[s
     first = side_by_side([detector], parent, 1)
     found = first[detector.system]
     rest = [job for job in jobs if job.system != detector.system]
-    if not isinstance(found, tuple):
-        say(f"{detector.system} failed; the others are evaluated in annotated boxes alone")
-        rest = [replace(job, detector=None) for job in rest]
-    elif any(job.detector is not None for job in rest):
-        say(f"{detector.system}: boxes for the others are in {steps.detect(detector, found[0])}")
+    if any(job.detector is not None for job in rest):
+        if isinstance(found, tuple):
+            say(f"{detector.system}: boxes for the others are in {steps.detect(detector, found[0])}")
+        else:
+            say(f"{detector.system} failed; the others are evaluated in annotated boxes alone")
+            rest = [replace(job, detector=None) for job in rest]
     rest, lost = _with_awaited_boxes(rest, detector, found)
     return first | (side_by_side(rest, parent, parallel) if rest else {}) | lost
 
 
 def _with_awaited_boxes(jobs: Sequence[Job], detector: Job, found: Any) -> tuple[list[Job], dict[str, TrainingError]]:
-    """The jobs that can be trained, and by name why others cannot: the detector, or its look at the training split,
-    failed.
+    """The jobs that can be trained, and by name why others cannot: the detector's training, or its look at the training
+    split, failed. A detector that is trained but could not be registered has boxes, too.
     """
     if all(job.awaits is None for job in jobs):
         return list(jobs), {}
-    boxes = _error(detect(detector, found[0], return_state=True)) if isinstance(found, tuple) else found
+    version = found[0] if isinstance(found, tuple) else None
+    boxes = _error(detect(detector, version, return_state=True))
+    if version is None and not isinstance(boxes, Path):
+        boxes = found
     if isinstance(boxes, Path):
         say(f"{detector.system}: boxes on the training split are in {boxes}")
         return [job if job.awaits is None else job.with_boxes(boxes) for job in jobs], {}
@@ -281,7 +286,18 @@ def _jobs(params: Params, dataset: DatasetVersion, profile: str | None, override
     detector = jobs.get(DETECTOR)
     if detector is not None and params.dataset_params.crop.view == "person" and params.evaluation.detections is None:
         jobs |= {name: replace(job, detector=detector) for name, job in jobs.items() if SYSTEMS[name].view == "person"}
-    return [replace(job, awaits=detector) if params.systems[name].awaits else job for name, job in jobs.items()]
+    for name, job in jobs.items():
+        if params.systems[name].awaits:
+            jobs[name] = replace(job, awaits=detector)
+            if params.dataset_params.crop.view != "person":
+                jobs[name] = job.with_boxes(None)  # whole images are seen, whatever the boxes
+            elif params.training.ray.address is not None and params.training.ray.storage_path is not None:
+                raise ConfigError(
+                    f"systems.{name}.{params.systems[name].awaits} asks for boxes that are found on this machine, and "
+                    f"training.ray.storage_path says that the cluster at {params.training.ray.address} shares no disk "
+                    f"with it; name a file of detections that the cluster's machines have, or null"
+                )
+    return list(jobs.values())
 
 
 def _mind_missing_boxes(jobs: Sequence[Job]) -> None:

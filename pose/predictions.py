@@ -44,9 +44,11 @@ def predict(system: System, split: Split | SceneSplit, batch_size: int = 64, thr
 
 
 def detect(detector: System, images: SceneSplit, batch_size: int, threads: int = 2) -> Detections:
-    """The boxes of everyone that a scene-view system finds, on a GPU where there is one."""
+    """The boxes of everyone that a scene-view system finds, on a GPU where there is one, which is free again then."""
     detector.network.to("cuda" if torch.cuda.is_available() else "cpu")
     found = predict(detector, images, batch_size, threads)
+    detector.network.to("cpu")
+    torch.cuda.empty_cache()
     return ordered(found.image_ids, found.boxes, found.person_scores)
 
 

@@ -36,7 +36,7 @@ from pose.decoding.dark import dark
 from pose.decoding.peaks import highest, mass, quarter
 from pose.decoding.proposals import Offsets, match, shift_edges
 from pose.decoding.settling import BY_POSE_NMS, EVERYONE, Settling, by_fitted
-from pose.errors import ConfigError
+from pose.errors import ConfigError, DataError
 from pose.layers import heatmaps
 from pose.layers.fastpose import FastPose
 from pose.layers.resnet import STRIDE, Depth, ResNet, load_imagenet_resnet
@@ -218,7 +218,10 @@ class AlphaPose(System):
         found = read(detections, images.unique().tolist())
         offsets, people = match(boxes, images, torch.as_tensor(found.boxes), torch.as_tensor(found.image_ids))
         atoms, components = self.params.proposals.atoms, self.params.proposals.components
-        return Offsets.fit(poses, labelled, offsets, people, self.skeleton, atoms, components, SEED)
+        try:
+            return Offsets.fit(poses, labelled, offsets, people, self.skeleton, atoms, components, SEED)
+        except DataError as error:
+            raise DataError(f"proposals cannot be fitted to {detections}: {error}") from None
 
     def prepare(self, batch: Batch) -> Batch:
         """As usual; where the phase wants proposals, training samples are seen through boxes drawn from them.

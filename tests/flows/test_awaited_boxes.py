@@ -17,7 +17,7 @@ from pose.config import Params
 from pose.config_loading import load
 from pose.data import detections
 from pose.digests import file_sha256
-from pose.errors import DataError, TrainingError
+from pose.errors import ConfigError, DataError, TrainingError
 from pose.registry import Version
 from pose.systems import DETECTOR
 
@@ -53,6 +53,7 @@ def test_a_job_is_known_before_its_boxes_are_there_and_trained_with_their_digest
     assert given.spec.identity()["files"] == [file_sha256(boxes)]
     assert len({waiting.plan, without.release, given.release}) == 3
     assert (given.awaits, given.detector) == (None, jobs[DETECTOR]), "it is still evaluated in the detector's boxes"
+    assert given.lineage["proposals"] == f"{DETECTOR} {jobs[DETECTOR].spec.fingerprint}"
     other = replace(jobs[DETECTOR], dataset=replace(jobs[DETECTOR].dataset, data_hash="other"))
     assert replace(waiting, awaits=other).plan != waiting.plan
 
@@ -83,6 +84,36 @@ def test_boxes_on_the_training_split_are_found_once(
     assert path != jobs[DETECTOR].own_detections
 
 
+def test_a_detector_that_is_trained_but_not_registered_has_boxes_and_one_that_finds_nobody_none(
+    jobs: dict[str, Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[Path] = []
+    nobody = detections.ordered(np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0))
+    monkeypatch.setattr(steps, "trained", lambda folder: looked.append(folder) or type("Trained", (), {"system": None}))
+    monkeypatch.setattr(steps.SceneSplit, "open", lambda folder, split: None)
+    monkeypatch.setattr(steps, "find_boxes", lambda *_: nobody)
+    with pytest.raises(TrainingError, match=r"person_detector-\w+ finds nobody in the training split of prepared"):
+        steps.detect_in_training(jobs[DETECTOR], None)
+    assert looked == [jobs[DETECTOR].spec.run_dir]
+    assert not jobs[DETECTOR].training_detections.exists()
+
+
+def test_boxes_are_not_waited_for_where_none_are_looked_into_or_none_would_arrive(params: Params) -> None:
+    def made(changed: Params) -> dict[str, Job]:
+        version = DatasetVersion("crowd", Path("prepared"), "da7a", False)
+        return {job.system: job for job in train_all._jobs(changed, version, "crowd-cpu", [])}
+
+    block = params.dataset_params
+    whole = block.model_copy(update={"crop": block.crop.model_copy(update={"view": "image"})})
+    job = made(params.model_copy(update={"data": params.data | {"crowd": whole}}))["alphapose"]
+    assert job.awaits is None
+    assert job.spec.system_params.files == ()
+    ray = params.training.ray.model_copy(update={"address": "http://head:8265", "storage_path": "s3://bucket/runs"})
+    away = params.model_copy(update={"training": params.training.model_copy(update={"ray": ray})})
+    with pytest.raises(ConfigError, match=r"alphapose\.proposals\.detections asks for boxes .*shares no disk"):
+        made(away)
+
+
 @pytest.mark.parametrize(
     "failed", ["nothing", "detector", "detect"], ids=["nothing fails", "the detector fails", "its look fails"]
 )
@@ -97,8 +128,8 @@ def test_who_waits_in_vain_is_named_and_the_others_go_on(
             return {DETECTOR: TrainingError("a loss is not a number")}
         return {job.system: (VERSION, False) for job in chosen}
 
-    def detect(job: Job, version: Version, return_state: bool) -> Any:
-        outcome = DataError("a shard is damaged") if failed == "detect" else boxes
+    def detect(job: Job, version: Version | None, return_state: bool) -> Any:
+        outcome = boxes if failed == "nothing" else DataError("a shard is damaged")
         return type("State", (), {"result": lambda self, raise_on_failure: outcome})()
 
     monkeypatch.setattr(train_all, "side_by_side", side_by_side)
