@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from pose.bundle import read_description
+from pose.config import TORCHVISIONS
 from pose.data.shards import DatasetInfo
 from pose.evaluation import DEFINITIONS, Evaluation
 from pose.export import ExportReport
@@ -51,8 +52,23 @@ def _purpose(description: Mapping[str, Any], card: Card) -> str:
         )
     return (
         f"{finds} are pixels of that picture, pixel (i, j) covering [j, j+1) x [i, i+1).\n\n"
-        f"Source: {card.source}. Published: {card.published}.\n\nLicence of the system: {card.licence}."
+        f"Source: {card.source}. Published: {card.published}.\n\n{_beginning(description['params'])}"
+        f"Licence of the system: {card.licence}."
     )
+
+
+def _beginning(params: Mapping[str, Any]) -> str:
+    """Whose weights the training began with, where they were not random."""
+    if not params.get("initial"):
+        return ""
+    trained = any(phase["epochs"] for phase in params["recipes"][params["recipe"]]["phases"])
+    how = "The training began with the weights" if trained else "Nothing was trained here: these are the weights"
+    theirs = (
+        " (torchvision's, BSD-3; of pictures that have their own terms)"
+        if TORCHVISIONS.fullmatch(params["initial"])
+        else ""
+    )
+    return f"{how} of `{params['initial']}`{theirs}.\n\n"
 
 
 def _scene(description: Mapping[str, Any]) -> bool:

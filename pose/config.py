@@ -28,7 +28,7 @@ def _width_and_height(value: Any) -> Any:
 
 InputSize = Annotated[tuple[Side, Side], BeforeValidator(_width_and_height)]
 """Width and height in pixels; a single number is a square."""
-TORCHVISIONS = re.compile(r"\w+_Weights\.\w+")
+TORCHVISIONS = re.compile(r"\w+_Weights\.[A-Z][A-Z0-9_]*")
 """How torchvision names the weights that it downloads, as ResNet50_Weights.IMAGENET1K_V1."""
 
 
@@ -265,6 +265,11 @@ class SystemParams(Strict):
         return self.recipes[self.recipe]
 
     @property
+    def idle(self) -> bool:
+        """Whether the chosen recipe trains nothing: `initial` is taken as it is."""
+        return not any(phase.epochs for phase in self.chosen.phases)
+
+    @property
     def initial_file(self) -> Path | None:
         """The file of weights that `initial` names; None where it is null or torchvision's. ConfigError for none."""
         if self.initial is None or TORCHVISIONS.fullmatch(self.initial):
@@ -273,8 +278,8 @@ class SystemParams(Strict):
         path = path / "model.safetensors" if path.is_dir() else path
         if not path.is_file():
             raise ConfigError(
-                f"initial is {self.initial!r}; expected a file of weights, a training folder or bundle, or a name like "
-                f"ResNet50_Weights.IMAGENET1K_V1, and there is no file {path}"
+                f"there is no file {path}; expected a file of weights, a training folder or bundle, or a name like "
+                "ResNet50_Weights.IMAGENET1K_V1"
             )
         return path
 

@@ -175,6 +175,11 @@ def _check_names(params: Params, origins: dict[KeyPath, str]) -> None:
         _known("architectures", name, params.systems, origins, position)
         if name in params.architectures[:position]:
             raise ConfigError(f"architectures names {name!r} twice{_origin(('architectures',), origins)}")
+        try:
+            params.systems[name].initial_file  # noqa: B018
+        except ConfigError as error:
+            where = _origin(("systems", name, "initial"), origins)
+            raise ConfigError(f"systems.{name}.initial is {params.systems[name].initial!r}{where}: {error}") from None
         awaited = params.systems[name].awaits
         if awaited and DETECTOR not in params.architectures:
             where = _origin(("systems", name, *awaited.split(".")), origins)

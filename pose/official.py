@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from pose.config import TORCHVISIONS, SystemParams
-from pose.errors import ConfigError, TrainingError
+from pose.config import ROOT, TORCHVISIONS, RecipeParams, SystemParams
+from pose.errors import ConfigError, PoseError, TrainingError
 from pose.layers.pickled_tensors import read_state
 from pose.progress import say
 from pose.skeleton import Skeleton
-from pose.systems import create, restore
+from pose.systems import SYSTEMS, create, restore
 from pose.systems.base import System
 
 CLASSIFIERS = ("fc.", "classifier.")
@@ -40,32 +42,63 @@ def begin(name: str, system: System) -> None:
     """Gives a fresh system the weights that its params call `initial`, if any: the first of a training.
 
     An image classifier's go into the trunk, those of our own folders and of releases into the whole network. Raises
-    ConfigError where the system has no use for them or they go with other params, TrainingError where they misfit.
+    ConfigError where the system has no use for them or would read other answers than they were trained to give,
+    TrainingError where they misfit; both name the key.
     """
     params: SystemParams = system.params
     if params.initial is None:
         return
-    file = params.initial_file
     say(f"{name} begins with the weights of {params.initial}")
-    if file is not None and file.name == "model.safetensors":
+    try:
+        _begin(name, system, params.initial)
+    except PoseError as error:
+        raise type(error)(f"systems.{name}.initial is {params.initial}: {error}") from error
+
+
+def _begin(name: str, system: System, initial: str) -> None:
+    params: SystemParams = system.params
+    file = params.initial_file
+    if file is not None and (ROOT / initial).is_dir():
+        theirs, read_with = _told(file.parent)
+        if theirs == name and params.idle:
+            _require_same_reading(read_with, params)
         restore(system, file)
         return
-    state = read_release(file) if file is not None else downloaded(params.initial)
+    state = read_release(file) if file is not None else downloaded(initial)
     if any(key.startswith(CLASSIFIERS) for key in state):
+        if params.idle:
+            raise ConfigError("these are an image classifier's, which trains a trunk alone; give some phase epochs")
         system.load_trunk(state)
         return
     system.load_official(state)
-    if system.params != params:
-        theirs, ours = (p.model_dump()["recipes"][p.recipe] for p in (system.params, params))
-        wanted = ", ".join(f"{key}: {theirs[key]}" for key in theirs if theirs[key] != ours[key])
-        raise ConfigError(
-            f"systems.{name}.initial is {params.initial}, a release that is trained and read with {wanted}; recipe "
-            f"{params.recipe!r} says otherwise. Choose a recipe that agrees"
-        )
+    _require_same_reading(system.params, params)
+
+
+def _told(folder: Path) -> tuple[str, SystemParams]:
+    """The system of a bundle or training folder of ours, and its params. ConfigError for a folder that is neither."""
+    from pose.bundle import require_model
+    from pose.inference.predictor import describe
+    from pose.training.spec import TrainingSpec
+
+    require_model(folder)
+    if not (folder / "model.json").is_file():
+        spec = TrainingSpec.load(folder / "spec.json")
+        return spec.system, spec.system_params
+    facts = describe(folder)
+    return facts["system"], SYSTEMS[facts["system"]].Params.model_validate(facts["params"])
+
+
+def _require_same_reading(theirs: SystemParams, ours: SystemParams) -> None:
+    """What recipes of one system say beyond the engine's numbers is how its answers are meant."""
+    engine = RecipeParams.model_fields
+    before, now = ({k: v for k, v in vars(p.chosen).items() if k not in engine} for p in (theirs, ours))
+    wanted = ", ".join(f"{key}: {value}" for key, value in before.items() if now[key] != value)
+    if wanted:
+        raise ConfigError(f"they were trained and are read with {wanted}; recipe {ours.recipe!r} says otherwise")
 
 
 def downloaded(name: str) -> Mapping[str, Any]:
-    """torchvision's weights of this name, from torch's cache or the network; their digest is checked on the way.
+    """torchvision's weights of this name, from torch's cache or the network; then their digest is checked.
 
     Raises ConfigError for a name that torchvision does not have, TrainingError where they cannot be had.
     """
@@ -75,14 +108,15 @@ def downloaded(name: str) -> Mapping[str, Any]:
     try:
         weights = torchvision.models.get_weight(name)
     except (ValueError, KeyError):
-        raise ConfigError(f"torchvision {torchvision.__version__} has no weights of the name {name}") from None
+        raise ConfigError(f"torchvision {torchvision.__version__} has no weights of this name") from None
+    file = f"{get_dir()}/checkpoints/{weights.url.rsplit('/', 1)[-1]}"
     try:
-        return weights.get_state_dict(check_hash=True, map_location="cpu", weights_only=True, progress=False)
+        with redirect_stdout(sys.stderr):  # where torch says that it downloads
+            return weights.get_state_dict(check_hash=True, map_location="cpu", weights_only=True, progress=False)
+    except (EOFError, pickle.UnpicklingError):
+        raise TrainingError(f"{file} holds no weights; remove it, and they are downloaded again") from None
     except (OSError, RuntimeError) as error:
-        raise TrainingError(
-            f"the weights {name} could not be had ({error}). Without a network, put {weights.url.rsplit('/', 1)[-1]} "
-            f"into {get_dir()}/checkpoints"
-        ) from error
+        raise TrainingError(f"they could not be had ({error}). Without a network, put them into {file}") from error
 
 
 def read_release(file: Path) -> Mapping[str, Any]:

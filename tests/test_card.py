@@ -36,7 +36,7 @@ LINEAGE = {"git_commit": "c0ffee", "data_hash": "da7a", "command": "pose train-a
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     described = {"system": "tiny", "skeleton": "three", "joints": ["a", "b", "c"], "input_size": [64, 64]}
-    (tmp_path / "model.json").write_text(json.dumps(described | {"crop": {"view": "image"}}))
+    (tmp_path / "model.json").write_text(json.dumps(described | {"params": {}, "crop": {"view": "image"}}))
     report = ExportReport({"onnx": 0.00012}, 32, 1.25, 900.4, 1, 123456, {"model.onnx": 500000}, 4.0)
     (tmp_path / "export.json").write_text(json.dumps(asdict(report)))
     (tmp_path / "params.yaml").write_text("data: {drawn: {archive: null}}\n")
@@ -110,6 +110,24 @@ def test_what_was_fitted_after_the_training_is_listed_and_explained(bundle: Path
     text = write_card(bundle, fitting, EVALUATION, DATA, LINEAGE).read_text()
     assert "| fitted.json | 22 |\n| model.onnx | 500000 |" in text
     assert "`fitted.json` holds three numbers." in text
+
+
+@pytest.mark.parametrize(
+    ("initial", "epochs", "said"),
+    [
+        (None, 3, ""),
+        ("runs/first", 3, "The training began with the weights of `runs/first`.\n"),
+        ("A_Weights.V1", 0, "Nothing was trained here: these are the weights of `A_Weights.V1` (torchvision's, BSD-3"),
+    ],
+)
+def test_whose_weights_a_training_began_with_is_said(bundle: Path, initial: str, epochs: int, said: str) -> None:
+    recipes = {"modern": {"phases": [{"epochs": epochs}]}}
+    described = json.loads((bundle / "model.json").read_text())
+    described["params"] = {"initial": initial, "recipe": "modern", "recipes": recipes}
+    (bundle / "model.json").write_text(json.dumps(described))
+    text = write_card(bundle, CARD, EVALUATION, DATA, LINEAGE).read_text()
+    assert said in text
+    assert ("weights of" in text) == bool(said)
 
 
 def test_every_system_that_fits_something_says_what() -> None:

@@ -31,8 +31,8 @@ def evaluate(
     detections: Annotated[
         Path | None,
         typer.Option(
-            help="COCO detections (JSON) of the split: figures in these boxes too. Default evaluation.detections of "
-            "params.yaml, where the model sees people in boxes.",
+            help="COCO detections (JSON) of the split: figures in these boxes too. Default evaluation.detections, "
+            "on the dataset of params.yaml and where the model sees people in boxes.",
         ),
     ] = None,
     profile: Profile = None,
@@ -49,7 +49,8 @@ def evaluate(
     folder, name = model_folder(model, profile, set_), dataset or params.dataset
     if detections is not None:
         _require_boxes_to_be_of_use(folder, name, detections)
-    evaluation = evaluate_folder(folder, name, params, detections or params.detections_path)
+    given = params.detections_path if name == params.dataset else None
+    evaluation = evaluate_folder(folder, name, params, detections or given)
     _mind_missing_boxes(evaluation)
     if out is not None:
         evaluation.save(out)

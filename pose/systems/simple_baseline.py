@@ -6,8 +6,8 @@ Source: Xiao, Wu & Wei, Simple Baselines for Human Pose Estimation and Tracking,
 authors' release. Recipe `paper` is theirs: squared error towards Gaussians about the nearest cell, read back with a
 quarter of a cell's offset, pixels numbered as in the release (`convention: official`, see pose.layers.heatmaps) and
 people scored and suppressed as there (see pose.decoding.settling). Where they start from ImageNet weights, first
-weights here are He's. Scale and rotation are uniform in the recipe's ranges and always applied; theirs are clipped
-normal numbers, and a rotation comes with probability 0.6.
+weights here are He's unless `initial` names those. Scale and rotation are uniform in the recipe's ranges and always
+applied; theirs are clipped normal numbers, and a rotation comes with probability 0.6.
 
 Recipe `modern` differs where it matters: a softmax over each map's cells and the cross-entropy to an exactly centred
 Gaussian, which has no all-zero answer to leave first (whether that pays: docs/results.md); DARK reads the

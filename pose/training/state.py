@@ -236,7 +236,9 @@ class Run:
         # A name, not a path: on several machines every rank has a copy of its own.
         newest = distributed.on_main(lambda: _name(checkpoints.latest(directory, fingerprint)), self.world)
         if newest is None:
-            begin(self.spec.system, self.system)
+            if self.spec.system_params.initial is not None:
+                distributed.on_main(lambda: begin(self.spec.system, self.system), self.world)
+                distributed.copy_from_main(self.network.state_dict().values(), self.world)
             return
         self._resumed = state = checkpoints.load(directory / newest, fingerprint)
         self.progress = Progress(**state["progress"])

@@ -59,6 +59,17 @@ def test_versions_of_one_protocol_stand_side_by_side(factory: Callable, registry
     assert table.protocol == PROTOCOL.id
 
 
+def test_who_finds_people_by_itself_thins_them_out_by_itself(factory: Callable, registry: Registry) -> None:
+    ways = [replace(PROTOCOL, boxes="none", nms=nms) for nms in ("grouping", "box IoU 0.65", "none")]
+    versions = [factory().register(np.full(20, 5), tagged(truth=protocol)) for protocol in ways]
+    table = registry.compare([f"{version.name}/1" for version in versions])
+    assert table.figures["pck_image_12"] == (0.5, 0.5, 0.5)
+    boxed = factory().register(np.full(20, 5), tagged(truth=replace(PROTOCOL, nms="pose nms, released")))
+    whole = factory().register(np.full(20, 5), tagged(truth=PROTOCOL))
+    with pytest.raises(RegistryError, match=r"nms is pose nms, released and oks 0\.9"):
+        registry.compare([f"{boxed.name}/1", f"{whole.name}/1"])
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [({"boxes": "none"}, "boxes is truth and none"), ({"data": "beef"}, "data is da7a and beef"),

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import train_rank
+from safetensors.torch import save_file
 from test_resume import PROCESSES
 from test_scene_training import STORED, draw_scene
 
 from pose.config_loading import load
 from pose.data.scenes import write_scenes
 from pose.skeleton import LSP14
+from pose.systems import create
 from pose.training.spec import Outcome, TrainingSpec
 
 RCNN = {
@@ -41,10 +43,10 @@ def sparse_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def spec(name: str, data: Path, storage: Path) -> TrainingSpec:
+def spec(name: str, data: Path, storage: Path, initial: Path | None = None) -> TrainingSpec:
     """One epoch of each phase in batches of two: one image for each rank."""
     params = load(None)
-    block = params.systems[name].model_dump() | SMALL[name]
+    block = params.systems[name].model_dump() | SMALL[name] | {"initial": str(initial) if initial else None}
     recipe = block["recipes"][block["recipe"]]
     recipe |= {"batch_size": 2, "phases": [phase | {"epochs": 1} for phase in recipe["phases"]]}
     engine = params.training.model_dump()
@@ -58,6 +60,9 @@ def spec(name: str, data: Path, storage: Path) -> TrainingSpec:
 
 def test_systems_of_scenes_train_with_two_ranks(sparse_scenes, tmp_path):
     specs = [spec(name, sparse_scenes, tmp_path) for name in SMALL]
+    first = create("person_detector", specs[-1].system_params, LSP14)
+    save_file(first.network.state_dict(), tmp_path / "first.safetensors")
+    specs.append(spec("person_detector", sparse_scenes, tmp_path, tmp_path / "first.safetensors"))
     paths, rendezvous = [str(one.save()) for one in specs], tmp_path / f"rendezvous-{uuid.uuid4().hex}"
     ranks = [
         PROCESSES.Process(target=train_rank.start_each, args=(paths, rank, 2, str(rendezvous))) for rank in range(2)

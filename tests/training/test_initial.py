@@ -1,6 +1,8 @@
 """Weights that a training begins with: of torchvision's classifiers, of releases, of our own folders."""
 
 import re
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -95,14 +97,13 @@ def test_finished_weights_need_no_training(spec):
         spec(phases=idle)
 
 
-def test_a_training_goes_on_from_another_s_weights(spec):
+def test_a_training_goes_on_from_another_s_weights_wherever_they_lie(spec, tmp_path):
     first = spec()
     train(first)
     second = spec(system={"initial": str(first.run_dir)})
-    assert second.fingerprint not in (
-        first.fingerprint,
-        spec(system={"initial": str(first.run_dir)}, seed=4).fingerprint,
-    )
+    moved = shutil.copytree(first.run_dir, tmp_path / "elsewhere")
+    assert second.fingerprint != first.fingerprint
+    assert second.fingerprint == spec(system={"initial": str(moved)}).fingerprint
     train(second)
     losses = [Outcome.load(each.run_dir).history[0]["train"]["loss"] for each in (first, second)]
     assert losses[1] < losses[0]
@@ -117,20 +118,25 @@ def test_a_file_that_changes_is_another_training(spec, tmp_path):
     assert digests[0] != digests[1]
 
 
-def test_weights_that_cannot_be_had_say_what_to_do(tmp_path, monkeypatch, spec):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-
+def test_weights_that_cannot_be_had_say_what_to_do(cache, tmp_path, monkeypatch, spec):
     def away(*_, **__):
         raise OSError("no route to host")
 
     monkeypatch.setattr("torch.hub.download_url_to_file", away)
-    with pytest.raises(
-        TrainingError, match=r"ResNet18\S+ could not be had \(no route to host\).*put resnet18-\w+\.pth into"
-    ):
+    key = r"^systems\.simple_baseline\.initial is ResNet18_Weights\.\w+: "
+    with pytest.raises(TrainingError, match=rf"{key}they could not be had \(no route.*put them into \S+/resnet18-"):
         begin("simple_baseline", fresh("simple_baseline", RESNET, depth=18))
-    with pytest.raises(ConfigError, match=r"torchvision \S+ has no weights of the name ResNet18_Weights\.NONE"):
+    for rubbish in ("", "<html>not found</html>"):
+        (tmp_path / "hub/checkpoints/resnet18-f37072fd.pth").write_text(rubbish)
+        with pytest.raises(TrainingError, match=rf"{key}\S+/resnet18-f37072fd\.pth holds no weights; remove it"):
+            begin("simple_baseline", fresh("simple_baseline", RESNET, depth=18))
+    with pytest.raises(ConfigError, match=rf"{key}torchvision \S+ has no weights of this name"):
         begin("simple_baseline", fresh("simple_baseline", "ResNet18_Weights.NONE", depth=18))
-    with pytest.raises(ConfigError, match=r"initial is 'nowhere\.pth'; expected a file of weights, a training folder"):
+    with pytest.raises(
+        ConfigError, match=r"^systems\.cpm\.initial is 'nowhere\.pth' \(from --set.*there is no file \S+/nowh"
+    ):
+        load("crowd-cpu", ["systems.cpm.initial=nowhere.pth"])
+    with pytest.raises(ConfigError, match=r"there is no file \S+/nowhere\.pth; expected a file of weights, a training"):
         train(spec(system={"initial": "nowhere.pth"}))
 
 
@@ -138,6 +144,19 @@ def test_a_system_without_such_a_trunk_refuses_a_classifier(cache, spec):
     cache(RESNET, classifier("resnet18"))
     with pytest.raises(ConfigError, match=r"Baseline-1 has no trunk that torchvision's image classifiers have"):
         train(spec(system={"initial": RESNET}))
+
+
+def untrained(name: str) -> dict:
+    """A recipe by which nothing is trained."""
+    recipe = load().systems[name].model_dump()["recipes"]["modern"]
+    return {"recipes": {"modern": recipe | {"phases": [phase | {"epochs": 0} for phase in recipe["phases"]]}}}
+
+
+def test_a_classifier_s_weights_alone_are_no_finished_system(cache):
+    cache(RESNET, classifier("resnet18"))
+    system = fresh("simple_baseline", RESNET, depth=18, **untrained("simple_baseline"))
+    with pytest.raises(ConfigError, match=r"an image classifier's, which trains a trunk alone; give some phase epochs"):
+        begin("simple_baseline", system)
 
 
 def test_a_release_wants_the_recipe_that_reads_it_as_it_does(tmp_path):
@@ -150,3 +169,18 @@ def test_a_release_wants_the_recipe_that_reads_it_as_it_does(tmp_path):
     system = fresh("simple_baseline", str(tmp_path / "release.pth"), depth=18, recipe="paper")
     begin("simple_baseline", system)
     assert torch.equal(system.network.layer1[0].conv1.weight, whole.network.layer1[0].conv1.weight)
+
+
+def test_a_folder_of_ours_taken_as_it_is_wants_the_recipe_that_reads_it(spec):
+    first = spec()
+    folder = first.run_dir.with_name("theirs")
+    block = fresh("simple_baseline", RESNET, depth=18, recipe="paper")
+    folder.mkdir(parents=True)
+    save_file(block.network.state_dict(), folder / "model.safetensors")
+    params = first.params.model_copy(update={"systems": {"simple_baseline": block.params}})
+    (folder / "spec.json").write_text(replace(first, system="simple_baseline", params=params, recorded="x").to_json())
+    system = fresh("simple_baseline", str(folder), depth=18, **untrained("simple_baseline"))
+    with pytest.raises(ConfigError, match=r"read with loss: squared_error.*recipe 'modern' says otherwise"):
+        begin("simple_baseline", system)
+    begin("simple_baseline", further := fresh("simple_baseline", str(folder), depth=18))
+    assert torch.equal(further.network.conv1.weight, block.network.conv1.weight)

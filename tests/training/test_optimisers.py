@@ -132,7 +132,6 @@ def test_papers_rates_are_theirs():
     assert rates == pytest.approx([0.02, 0.002, 0.0005, 0.0002, 0.00005])
     rates = [kapao.optimiser.lr * optimisers.lr_factor(kapao.schedule, step, 9_500) for step in (1_500, 5_500, 9_500)]
     assert rates == pytest.approx([0.01, 0.006, 0.002])
-    # The release's, but for the trunk: ours learns from the start, its own was taught and stays still for 5 epochs.
     rates = [optimisers.lr_factor(openpose.schedule, 600, 1_000, [1.0] * epochs) for epochs in (0, 6, 7, 15, 16)]
     assert rates == pytest.approx([1, 1, 0.8, 0.8, 0.64])
     for recipe in (kapao, openpose):
