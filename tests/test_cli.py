@@ -260,7 +260,7 @@ def test_a_release_becomes_a_bundle_that_answers_as_it_does(elsewhere: Path) -> 
     done = invoke("import", "simple_baseline", str(release), "--out", str(out), "--dataset", "demo", "--json")
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)["parity_images"] > 0
-    ours, wanted = trained(out).system, taken_over("simple_baseline", block, LSP14, release)
+    ours, wanted = trained(out).system, taken_over("simple_baseline", block, LSP14, str(release))
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(ours.network(images)["maps"], wanted.network(images)["maps"])

@@ -105,7 +105,7 @@ def leaves(node: Any, at: str = "") -> dict[str, Any]:
         ("systems.baseline1.recipes.modern.optimiser.lr=.inf", ["optimiser.lr", "inf", "finite"]),
         ("seed=99999999999999999999999", ["seed", "99999999999999999999999", "4294967296"]),
         ("training.ray.min_workers=4", ["min_workers is 4", "more than workers (1)"]),
-        ("systems.vgg16_regressor.recipes.paper.phases.0.epochs=0", ["vgg16_regressor.recipes.paper", "0 epochs"]),
+        ("systems.vgg16_regressor.recipes.paper.phases.0.epochs=0", ["vgg16_regressor", "recipes.paper", "0 epochs"]),
         ("training.ray.workers=many", ["training.ray.workers", "'many'", "integer"]),
         ("architectures.0.x=1", ["--set architectures.0.x=1", "architectures.0 is", "'baseline1'", "no keys"]),
         ("systems.cpm.trunk_channels.0.x=1", ["systems.cpm.trunk_channels.0 is", "128", "no keys"]),

@@ -106,9 +106,9 @@ def import_(
     """Take over the weights of a system's official release, as a bundle that evaluates and predicts like any other.
 
     Sizes and joints have to be the release's: the joints are the dataset's, which also shows on which pictures the
-    bundle says what the network says. Nothing in the file is executed. Examples:
+    bundle says what the network says. Nothing in the file is executed. Example:
     `pose import simple_baseline pose_resnet_50_256x192.pth.tar --out sb50 -d coco --set
-    systems.simple_baseline.recipe=paper`;
+    systems.simple_baseline.recipe=paper`. What torchvision has is taken by its name:
     `pose import person_detector FasterRCNN_ResNet50_FPN_Weights.COCO_V1 --out detector -d coco`
     """
     import tempfile
