@@ -286,18 +286,21 @@ def _jobs(params: Params, dataset: DatasetVersion, profile: str | None, override
     detector = jobs.get(DETECTOR)
     if detector is not None and params.dataset_params.crop.view == "person" and params.evaluation.detections is None:
         jobs |= {name: replace(job, detector=detector) for name, job in jobs.items() if SYSTEMS[name].view == "person"}
-    for name, job in jobs.items():
-        if params.systems[name].awaits:
-            jobs[name] = replace(job, awaits=detector)
-            if params.dataset_params.crop.view != "person":
-                jobs[name] = job.with_boxes(None)  # whole images are seen, whatever the boxes
-            elif params.training.ray.address is not None and params.training.ray.storage_path is not None:
-                raise ConfigError(
-                    f"systems.{name}.{params.systems[name].awaits} asks for boxes that are found on this machine, and "
-                    f"training.ray.storage_path says that the cluster at {params.training.ray.address} shares no disk "
-                    f"with it; name a file of detections that the cluster's machines have, or null"
-                )
-    return list(jobs.values())
+    return [_waiting(job, detector) if params.systems[name].awaits else job for name, job in jobs.items()]
+
+
+def _waiting(job: Job, detector: Job | None) -> Job:
+    """A job that asks for the detector's boxes on the training split. ConfigError where they would not reach it."""
+    params, ray = job.params, job.params.training.ray
+    if params.dataset_params.crop.view != "person":
+        return job.with_boxes(None)  # whole images are seen, whatever the boxes
+    if ray.address is not None and ray.storage_path is not None:
+        raise ConfigError(
+            f"systems.{job.system}.{params.systems[job.system].awaits} asks for boxes that are found on this machine, "
+            f"and training.ray.storage_path says that the cluster at {ray.address} shares no disk with it; name a file "
+            f"of detections that the cluster's machines have, or null"
+        )
+    return replace(job, awaits=detector)
 
 
 def _mind_missing_boxes(jobs: Sequence[Job]) -> None:

@@ -226,6 +226,11 @@ class RecipeParams(Strict):
     augment: AugmentParams
     phases: list[PhaseParams] = Field(min_length=1)
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is trained: `initial` weights are taken as they are."""
+        return not any(phase.epochs for phase in self.phases)
+
 
 class SystemParams(Strict):
     """What every system's block has; a system adds its own sizes in a subclass."""
@@ -251,7 +256,7 @@ class SystemParams(Strict):
 
     @model_validator(mode="after")
     def _trains_something(self) -> SystemParams:
-        idle = [name for name, recipe in self.recipes.items() if not any(phase.epochs for phase in recipe.phases)]
+        idle = [name for name, recipe in self.recipes.items() if recipe.idle]
         if idle and self.initial is None:
             raise ValueError(
                 f"recipes.{idle[0]}: every phase has 0 epochs, so nothing would be trained; that is of use where "
@@ -263,11 +268,6 @@ class SystemParams(Strict):
     def chosen(self) -> RecipeParams:
         """The recipe that `recipe` names."""
         return self.recipes[self.recipe]
-
-    @property
-    def idle(self) -> bool:
-        """Whether the chosen recipe trains nothing: `initial` is taken as it is."""
-        return not any(phase.epochs for phase in self.chosen.phases)
 
     @property
     def initial_file(self) -> Path | None:

@@ -175,11 +175,6 @@ def _check_names(params: Params, origins: dict[KeyPath, str]) -> None:
         _known("architectures", name, params.systems, origins, position)
         if name in params.architectures[:position]:
             raise ConfigError(f"architectures names {name!r} twice{_origin(('architectures',), origins)}")
-        try:
-            params.systems[name].initial_file  # noqa: B018
-        except ConfigError as error:
-            where = _origin(("systems", name, "initial"), origins)
-            raise ConfigError(f"systems.{name}.initial is {params.systems[name].initial!r}{where}: {error}") from None
         awaited = params.systems[name].awaits
         if awaited and DETECTOR not in params.architectures:
             where = _origin(("systems", name, *awaited.split(".")), origins)
@@ -187,6 +182,12 @@ def _check_names(params: Params, origins: dict[KeyPath, str]) -> None:
                 f"systems.{name}.{awaited} asks for the boxes of the run's own detector{where}, but `architectures` "
                 f"has no {DETECTOR}; add it there, or name a file of detections on the training split"
             )
+    for name, block in params.systems.items():  # `pose train` takes any of them
+        try:
+            block.initial_file  # noqa: B018
+        except ConfigError as error:
+            where = _origin(("systems", name, "initial"), origins)
+            raise ConfigError(f"systems.{name}.initial is {block.initial!r}{where}: {error}") from None
     boxes = params.detections_path
     if boxes is not None and not boxes.is_file():
         given, where = params.evaluation.detections, _origin(("evaluation", "detections"), origins)

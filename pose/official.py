@@ -18,7 +18,7 @@ from pose.errors import ConfigError, PoseError, TrainingError
 from pose.layers.pickled_tensors import read_state
 from pose.progress import say
 from pose.skeleton import Skeleton
-from pose.systems import SYSTEMS, create, restore
+from pose.systems import create, restore
 from pose.systems.base import System
 
 CLASSIFIERS = ("fc.", "classifier.")
@@ -59,33 +59,21 @@ def _begin(name: str, system: System, initial: str) -> None:
     params: SystemParams = system.params
     file = params.initial_file
     if file is not None and (ROOT / initial).is_dir():
-        theirs, read_with = _told(file.parent)
-        if theirs == name and params.idle:
+        from pose.inference.weights import told  # which imports what exports
+
+        theirs, read_with = told(file.parent)
+        if theirs == name and params.chosen.idle:
             _require_same_reading(read_with, params)
         restore(system, file)
         return
     state = read_release(file) if file is not None else downloaded(initial)
     if any(key.startswith(CLASSIFIERS) for key in state):
-        if params.idle:
+        if params.chosen.idle:
             raise ConfigError("these are an image classifier's, which trains a trunk alone; give some phase epochs")
         system.load_trunk(state)
         return
     system.load_official(state)
     _require_same_reading(system.params, params)
-
-
-def _told(folder: Path) -> tuple[str, SystemParams]:
-    """The system of a bundle or training folder of ours, and its params. ConfigError for a folder that is neither."""
-    from pose.bundle import require_model
-    from pose.inference.predictor import describe
-    from pose.training.spec import TrainingSpec
-
-    require_model(folder)
-    if not (folder / "model.json").is_file():
-        spec = TrainingSpec.load(folder / "spec.json")
-        return spec.system, spec.system_params
-    facts = describe(folder)
-    return facts["system"], SYSTEMS[facts["system"]].Params.model_validate(facts["params"])
 
 
 def _require_same_reading(theirs: SystemParams, ours: SystemParams) -> None:

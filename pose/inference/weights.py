@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from pose.bundle import require_model
-from pose.config import CropParams
+from pose.config import CropParams, SystemParams
 from pose.errors import ConfigError, TrainingError
 from pose.export import Deployed
 from pose.inference.predictor import describe
@@ -43,15 +44,32 @@ def trained(folder: Path) -> Trained:
     require_model(folder)
     if (folder / "model.json").is_file():
         facts = describe(folder)
-        if facts["system"] not in SYSTEMS:
-            raise ConfigError(
-                f"{folder} holds a model of the system {facts['system']!r}, whose network this version does not have; "
-                f"it has {', '.join(SYSTEMS)}"
-            )
-        params = SYSTEMS[facts["system"]].Params.model_validate(facts["params"])
-        system = create(facts["system"], params, facts["skeleton"])
-        return Trained(facts["system"], restore(system, folder / WEIGHTS), facts["crop"], folder / WEIGHTS)
+        name, params = facts["system"], _params(folder, facts)
+        system = create(name, params, facts["skeleton"])
+        return Trained(name, restore(system, folder / WEIGHTS), facts["crop"], folder / WEIGHTS)
     return _from_training(folder)
+
+
+def told(folder: Path) -> tuple[str, SystemParams]:
+    """The system of a bundle or training folder, finished or not, and its params. Raises as `trained` does."""
+    from pose.training.spec import TrainingSpec
+
+    require_model(folder)
+    if (folder / "model.json").is_file():
+        facts = describe(folder)
+        return facts["system"], _params(folder, facts)
+    spec = TrainingSpec.load(folder / "spec.json")
+    return spec.system, spec.system_params
+
+
+def _params(folder: Path, facts: Mapping[str, Any]) -> SystemParams:
+    """Of a bundle, of what its model.json says."""
+    if facts["system"] not in SYSTEMS:
+        raise ConfigError(
+            f"{folder} holds a model of the system {facts['system']!r}, whose network this version does not have; "
+            f"it has {', '.join(SYSTEMS)}"
+        )
+    return SYSTEMS[facts["system"]].Params.model_validate(facts["params"])
 
 
 def _from_training(folder: Path) -> Trained:
