@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pose.config import CropParams
 from pose.digests import file_sha256, json_sha256
-from pose.errors import ConfigError, RegistryError
+from pose.errors import ConfigError, ExportError, RegistryError
+from pose.skeleton import skeleton_named
 
 MANIFEST = "manifest.json"
 REQUIRED = ("model.onnx", "model.pt2", "model.safetensors", "model.json", "card.md", "evaluation")
@@ -20,6 +22,23 @@ def require_model(folder: Path) -> None:
             f"{folder} holds no model: expected a bundle (with model.json and model.onnx) or a training folder "
             "(with spec.json and model.safetensors). `pose registry list` names what models:/ can load."
         )
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """model.json of a bundle. Raises ExportError where it does not describe a model."""
+    path = folder / "model.json"
+    try:
+        facts = json.loads(path.read_text())
+        return facts | {
+            "skeleton": skeleton_named(facts["skeleton"]),
+            "crop": CropParams.model_validate(facts["crop"]),
+            "input_size": tuple(int(side) for side in facts["input_size"]),
+            "system": str(facts["system"]),
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise ExportError(
+            f"{path} does not describe a model ({type(error).__name__}: {error}); export it again"
+        ) from None
 
 
 def seal(bundle: Path) -> str:

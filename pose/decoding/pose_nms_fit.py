@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -46,6 +47,7 @@ def fit(
     """
     seen = _seen(batches, images, detector, poses)
 
+    @cache
     def after_nms(numbers: PoseNms) -> float:
         return quality(pose_nms(seen, numbers))
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pose.bundle import require_model
+from pose.bundle import describe, require_model
 from pose.data.detections import Detections
 from pose.decoding.settling import BY_OKS, Settling, from_json
 from pose.errors import ConfigError
 from pose.inference.pipelines import DetectedBoxes, EndToEnd, GivenBoxes, Pipeline, SinglePerson, TopDown
-from pose.inference.predictor import Predictor, describe
+from pose.inference.predictor import Predictor
 from pose.inference.scene_model import SceneModel
 from pose.inference.weights import trained
 from pose.systems import SYSTEMS

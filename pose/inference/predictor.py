@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,14 +12,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pose.bundle import require_model
+from pose.bundle import describe, require_model
 from pose.config import CropParams
 from pose.data import views
 from pose.data.batch import Batch
 from pose.data.crops import crop_affine, extract, invert, transform
 from pose.errors import ConfigError, ExportError, PoseError
 from pose.people import People
-from pose.skeleton import Skeleton, skeleton_named
+from pose.skeleton import Skeleton
 
 Network = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 """uint8 RGB [B, 3, H, W] to keypoints [B, K, 2] in pixels of that input, scores [B, K] and presence [B, K]."""
@@ -147,23 +146,6 @@ def require_numbers(people: People, model: str, image: str) -> None:
             "weights are broken or precision is too low. Take another version of the model, or train again with a "
             "lower learning rate or clip_norm set"
         )
-
-
-def describe(folder: Path) -> dict:
-    """model.json of a bundle. Raises ExportError where it does not describe a model."""
-    path = folder / "model.json"
-    try:
-        facts = json.loads(path.read_text())
-        return facts | {
-            "skeleton": skeleton_named(facts["skeleton"]),
-            "crop": CropParams.model_validate(facts["crop"]),
-            "input_size": tuple(int(side) for side in facts["input_size"]),
-            "system": str(facts["system"]),
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise ExportError(
-            f"{path} does not describe a model ({type(error).__name__}: {error}); export it again"
-        ) from None
 
 
 def onnx_session(path: Path) -> Any:

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pose.bundle import require_model
+from pose.bundle import describe, require_model
 from pose.data import scenes
 from pose.data.batch import SceneBatch
 from pose.data.crops import transform
-from pose.inference.predictor import describe, onnx_session, require_numbers
+from pose.inference.predictor import onnx_session, require_numbers
 from pose.inference.weights import Trained, trained
 from pose.people import People
 from pose.progress import say

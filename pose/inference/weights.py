@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from pose.bundle import require_model
+from pose.bundle import describe, require_model
 from pose.config import CropParams, SystemParams
 from pose.errors import ConfigError, TrainingError
 from pose.export import Deployed
-from pose.inference.predictor import describe
 from pose.skeleton import skeleton_named
 from pose.systems import SYSTEMS, create, restore
 from pose.systems.base import System

@@ -16,7 +16,6 @@ both, on boxes moved by pose-guided proposals (pose.decoding.proposals). Whole-i
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -41,6 +40,7 @@ from pose.layers import heatmaps
 from pose.layers.fastpose import FastPose
 from pose.layers.resnet import STRIDE, Depth, ResNet, load_imagenet_resnet
 from pose.layers.spatial_transformer import Localisation, identity, invert, warp
+from pose.layers.twin import Twin
 from pose.people import People
 from pose.systems.base import Card, Joints, System
 from pose.systems.simple_baseline import CONFIDENT_RADIUS, blur_side
@@ -398,28 +398,3 @@ class Symmetric(nn.Module):
         seen = warp(images, theta)
         outputs = {"maps": warp(self.pose(seen), invert(theta)), "theta": theta}
         return outputs | ({"parallel": self.twin(seen)} if parallel else {})
-
-
-class Twin(nn.Module):
-    """A copy of a network that nothing moves: its weights are buffers, and it is always in evaluation mode."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = copy.deepcopy(network)
-        for module in self.network.modules():
-            for name, parameter in list(module.named_parameters(recurse=False)):
-                delattr(module, name)
-                module.register_buffer(name, parameter.detach())
-        self.network.eval()
-
-    def follow(self, network: nn.Module) -> None:
-        """Takes over its present weights."""
-        self.network.load_state_dict(network.state_dict())
-
-    def train(self, mode: bool = True) -> Twin:
-        """Stays in evaluation mode."""
-        return super().train(False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """What the network says."""
-        return self.network(images)
