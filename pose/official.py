@@ -72,7 +72,7 @@ def _begin(name: str, system: System, initial: str) -> None:
             raise ConfigError("these are an image classifier's, which trains a trunk alone; give some phase epochs")
         system.load_trunk(state)
         return
-    system.load_official(state)
+    system.begin_with(state)
     _require_same_reading(system.params, params)
 
 

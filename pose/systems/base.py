@@ -94,6 +94,10 @@ class System(ABC):
         """Takes a torchvision image classifier's weights into the trunk. ConfigError for a system without one."""
         raise ConfigError(f"{self.card.title} has no trunk that torchvision's image classifiers have, too")
 
+    def begin_with(self, state: Mapping[str, Any]) -> None:
+        """Takes a release's weights as the first of a training: the system's own, whole, where it says nothing else."""
+        self.load_official(state)
+
     def begin_phase(self, phase: PhaseParams, batches: Callable[[], Iterator[Any]] | None) -> None:  # noqa: B027
         """Called on every rank before a phase's first step, the network in evaluation mode with its weights so far.
 

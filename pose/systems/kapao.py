@@ -27,16 +27,19 @@ from torch import Tensor, nn
 from pose.config import Count, Fraction, InputSize, Positive, RecipeParams, Strict, SystemParams
 from pose.data.batch import SceneBatch
 from pose.data.mosaic import compose_mosaics
-from pose.errors import PoseError
+from pose.errors import ConfigError, PoseError
 from pose.found import Found
 from pose.layers.kapao_loss import Objects, fitted_shape, kapao_losses, objects_of
 from pose.layers.weights import COUNTED, load_strictly
 from pose.layers.yolo import STRIDES, Yolo
 from pose.people import People
+from pose.progress import say
 from pose.systems.base import Card
 from pose.systems.scene_system import SceneSystem
 
 Extent = tuple[Positive, Positive]
+HEADS = f"model.{1 + Yolo.HEADS[-1]}."
+"""What the last layer's weights begin with."""
 PREVIEW_CELL = 4
 """px: of what a person looks at."""
 PREVIEW_PERSON = 0.3
@@ -199,11 +202,28 @@ class Kapao(SceneSystem):
         The release's own anchors come with it; those are for inputs of 1280 px and are not scaled to this one. Raises
         TrainingError where it misfits.
         """
-        for entry in ("ema", "model", "state_dict"):
-            if isinstance(state.get(entry), Mapping):
-                state = state[entry]
-                break
-        taken = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+        taken = {key: value.float() if value.is_floating_point() else value for key, value in _unwrapped(state).items()}
         if not any(key.endswith(COUNTED) for key in taken):
             taken |= {key: tensor for key, tensor in self.network.state_dict().items() if key.endswith(COUNTED)}
         load_strictly(self.network, taken, "the release's state_dict")
+
+    def begin_with(self, state: Mapping[str, Any]) -> None:
+        """A release's weights; of one whose heads have other outputs trunk and neck alone, with these anchors.
+
+        So the paper begins with YOLOv5-P6's of the same size, trained to detect COCO's 80 classes. Raises TrainingError
+        where the rest misfits, ConfigError where heads that begin anew would not be trained.
+        """
+        state, own = _unwrapped(state), self.network.state_dict()
+        if any(key in state and state[key].shape != own[key].shape for key in own if key.startswith(HEADS)):
+            if self.params.chosen.idle:
+                raise ConfigError("its heads have other outputs, new ones would stay untrained; give a phase epochs")
+            say("kapao: trunk and neck are taken; the heads, which have other outputs there, begin anew")
+            state = {key: value for key, value in state.items() if not key.startswith(HEADS)}
+            state |= {key: value for key, value in own.items() if key.startswith(HEADS)}
+        self.load_official(state)
+
+
+def _unwrapped(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The state_dict itself, where a checkpoint has it under a name."""
+    entries = (state.get(name) for name in ("ema", "model", "state_dict"))
+    return next((entry for entry in entries if isinstance(entry, Mapping)), state)

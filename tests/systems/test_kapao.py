@@ -13,7 +13,7 @@ from scene_examples import NOSE, noise_scene, trained, write_drawn
 
 from pose.config_loading import load
 from pose.data.scenes import SceneLoader, SceneSplit, unlabelled
-from pose.errors import PoseError, TrainingError
+from pose.errors import ConfigError, PoseError, TrainingError
 from pose.layers.kapao_loss import assign, objects_of
 from pose.layers.pickled_tensors import read_state
 from pose.layers.yolo import STRIDES
@@ -173,6 +173,33 @@ def test_official_weights_of_other_sizes_and_layouts_are_refused():
         tiny(LSP14).load_official(state)
     with pytest.raises(TrainingError, match=r"missing: model\.0\.conv\.conv\.weight"):
         tiny(COCO17).load_official({f"module.{key}": tensor for key, tensor in state.items()})
+
+
+def test_training_begins_with_a_detector_of_other_classes():
+    """As YOLOv5-P6's: 80 classes, no joints, anchors of its own; in half precision, under a name."""
+    state = official(COCO17)
+    for level in range(4):
+        key = f"model.33.m.{level}"
+        state[f"{key}.weight"], state[f"{key}.bias"] = state[f"{key}.weight"][:1].repeat(255, 1, 1, 1), torch.ones(255)
+    state["model.33.anchors"] = state["model.33.anchors"] + 1
+    system = tiny(COCO17)
+    fresh = {key: tensor.clone() for key, tensor in system.network.state_dict().items()}
+    system.begin_with({"model": {key: tensor.half() for key, tensor in state.items()}})
+    for key, tensor in system.network.state_dict().items():
+        wanted = fresh[key] if key.startswith("model.33.") else state[key].half().to(tensor.dtype)
+        assert torch.equal(tensor, wanted), key
+    with pytest.raises(TrainingError, match=r"missing: model\.0\.conv\.conv\.weight"):
+        system.begin_with({key: tensor for key, tensor in state.items() if key != "model.0.conv.conv.weight"})
+
+
+def test_heads_that_begin_anew_have_to_be_trained():
+    params = tiny(LSP14).params
+    block = params.model_dump() | {"initial": "yolov5s6.pt"}
+    for recipe in block["recipes"].values():
+        recipe["phases"] = [phase | {"epochs": 0} for phase in recipe["phases"]]
+    system = create("kapao", type(params).model_validate(block), LSP14)
+    with pytest.raises(ConfigError, match=r"heads have other outputs, new ones would stay untrained"):
+        system.begin_with(official(COCO17))
 
 
 def test_a_checkpoint_that_pickles_the_module_is_taken(tmp_path):
