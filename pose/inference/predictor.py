@@ -18,6 +18,7 @@ from pose.data import views
 from pose.data.batch import Batch
 from pose.data.crops import crop_affine, extract, invert, transform
 from pose.errors import ConfigError, ExportError, PoseError
+from pose.inference.weights import network_of, trained
 from pose.people import People
 from pose.skeleton import Skeleton
 
@@ -174,8 +175,6 @@ def _from_bundle(folder: Path) -> Predictor:
 
 
 def _from_training(folder: Path) -> Predictor:
-    from pose.inference.weights import network_of, trained
-
     model = trained(folder)
     params = model.system.params
     return Predictor(
