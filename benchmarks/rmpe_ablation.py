@@ -1,6 +1,7 @@
-"""What each part of RMPE buys on noisy boxes: a table of OKS AP on the `crowd` dataset.
+"""What each part of RMPE buys on noisy boxes: a table of OKS AP.
 
     python -m benchmarks.rmpe_ablation --data data/prepared/crowd
+    python -m benchmarks.rmpe_ablation --data data/prepared/collage --begin data/prepared/synthetic
 
 The detector is an imagined one that loses limbs: each edge of a true box moves towards the torso by a random share of
 what lies beyond it (Beta(1, 2) of at most LOSS), then by a Gaussian of JITTER of the side. A box's score is its
@@ -18,7 +19,8 @@ oks_nms           OKS-NMS at 0.9 on those
 released, fitted  pose NMS on those: the released numbers, and numbers fitted to the training split as AlphaPose's are
 
 Crops are the stored ones (twice the true box), seen through the noisy boxes. Networks are narrow and epochs few: it
-compares parts, not systems. Several seeds say how far chance reaches. JSON on stdout, the table on stderr.
+compares parts, not systems. On few real people it learns little: with --begin the pose network first learns on another
+dataset of the same skeleton. Several seeds say how far chance reaches. JSON on stdout, the tables (AP, AP50) on stderr.
 """
 
 from __future__ import annotations
@@ -64,6 +66,7 @@ from pose.training.stage import Stage
 
 LOSS, JITTER, SCORE_NOISE = 0.8, 0.06, 0.1
 FIT_IMAGES = 60
+METRICS = ("ap", "ap50")
 NARROW: dict[str, Any] = {
     "input_size": (64, 96),
     "pose": {"depth": 18, "width": 24},
@@ -85,57 +88,67 @@ def main() -> None:
     parser.add_argument(
         "--data", type=Path, default=ROOT / "data/prepared/crowd", help="a prepared person-view dataset"
     )
+    parser.add_argument("--begin", type=Path, help="a prepared dataset that the pose network learns on before --data")
     parser.add_argument("--epochs", type=int, default=8, help="on true boxes first, and again for each way")
     parser.add_argument("--people", type=int, default=100_000, help="at most so many of the training split")
     parser.add_argument("--images", type=int, default=100_000, help="at most so many of the validation split")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="that networks train in")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     began = time.monotonic()
     try:
-        sizes = (arguments.epochs, arguments.people, arguments.images)
-        runs = [ablate(arguments.data, *sizes, seed) for seed in range(arguments.seeds)]
+        runs = [ablate(arguments, seed) for seed in range(arguments.seeds)]
     except PoseError as error:
         say(str(error))
         sys.exit(error.exit_code)
-    table = {
-        way: {
-            column: round(statistics.mean(run["ap"][way][column] for run in runs), 4) for column in runs[0]["ap"][way]
-        }
+    tables = {metric: _mean(runs, metric) for metric in METRICS}
+    for metric, table in tables.items():
+        _show(metric, table)
+    minutes = round((time.monotonic() - began) / 60, 1)
+    print(json.dumps({**tables, "minutes": minutes, "epochs": arguments.epochs, "runs": runs}, indent=2))
+
+
+def _mean(runs: list[dict[str, Any]], metric: str) -> dict[str, dict[str, float]]:
+    """By way and column, of all seeds."""
+    columns = runs[0][metric]["alone"]
+    return {
+        way: {column: round(statistics.mean(run[metric][way][column] for run in runs), 4) for column in columns}
         for way in WAYS
     }
-    _show(table)
-    minutes = round((time.monotonic() - began) / 60, 1)
-    print(json.dumps({"ap": table, "minutes": minutes, "epochs": arguments.epochs, "runs": runs}, indent=2))
 
 
-def _show(table: dict[str, dict[str, float]]) -> None:
+def _show(metric: str, table: dict[str, dict[str, float]]) -> None:
     columns = list(next(iter(table.values())))
-    say(f"{'AP':<12}" + "".join(f"{column:>10}" for column in columns))
+    say(f"{metric.upper():<12}" + "".join(f"{column:>10}" for column in columns))
     for way, row in table.items():
         say(f"{way:<12}" + "".join(f"{100 * row[column]:>10.1f}" for column in columns))
 
 
-def ablate(data: Path, epochs: int, people: int, images: int, seed: int) -> dict[str, Any]:
-    """AP by way and column, and the fitted numbers, of one seed."""
-    train, val = Split.open(data, "train"), Split.open(data, "val")
-    rows = np.arange(min(people, len(train)))
+def ablate(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """METRICS by way and column, and the fitted numbers, of one seed."""
+    train, val = Split.open(arguments.data, "train"), Split.open(arguments.data, "val")
+    people, epochs, precision = arguments.people, arguments.epochs, arguments.precision
     with tempfile.TemporaryDirectory(prefix="pose-rmpe-") as folder:
         found = Path(folder) / "train.json"
         boxes, scores = detector(train, 1, seed)
         detections.write(found, detections.ordered(train.image_ids, boxes[:, 0], scores[:, 0]))
         first = narrow("alone", epochs, found, train.skeleton, seed)
-        train_phase(first, 0, train, rows, seed)
-        result: dict[str, Any] = {"ap": {}, "fitted": {}}
+        if arguments.begin:
+            train_phase(first, 0, Split.open(arguments.begin, "train"), people, seed, precision)
+        train_phase(first, 0, train, people, seed, precision)
+        result: dict[str, Any] = {metric: {} for metric in METRICS} | {"fitted": {}}
         for way in WAYS:
             system = narrow(way, epochs, found, train.skeleton, seed)
             # The buffers of proposals have the same shape whether boxes are moved or not.
             system.network.load_state_dict(first.network.state_dict())
-            train_phase(system, 1, train, rows, seed)
-            result["ap"][way], fitted = measure(system, train, val, data, images, seed)
+            train_phase(system, 1, train, people, seed, precision)
+            figures, fitted = measure(system, train, val, arguments.data, arguments.images, seed)
+            for metric in METRICS:
+                result[metric][way] = {column: round(values[metric], 4) for column, values in figures.items()}
             result["fitted"][way] = asdict(fitted)
-            say(f"seed {seed}, {way}: {result['ap'][way]}")
+            say(f"seed {seed}, {way}: AP {result['ap'][way]}")
     return result
 
 
@@ -158,9 +171,13 @@ def narrow(way: str, epochs: int, found: Path, skeleton: Skeleton, seed: int) ->
     return create("alphapose", params, skeleton)
 
 
-def train_phase(system: System, number: int, split: Split, rows: np.ndarray, seed: int) -> None:
-    """One phase of the system's recipe, with the project's own stage; the network ends with its averaged weights."""
+def train_phase(system: System, number: int, split: Split, people: int, seed: int, precision: str) -> None:
+    """One phase of the system's recipe on at most so many of a split's people; its averaged weights stay.
+
+    With the project's own stage.
+    """
     recipe, world = system.params.chosen, World(device=torch.device("cpu"))
+    rows = np.arange(min(people, len(split)))
     phase, loader = recipe.phases[number], Loader(split, threads=1)
     steps = steps_per_epoch(len(rows), recipe.batch_size)
 
@@ -173,7 +190,7 @@ def train_phase(system: System, number: int, split: Split, rows: np.ndarray, see
 
     system.network.eval()
     system.begin_phase(phase, plain)
-    training = load().training.model_copy(update={"threads": 1})
+    training = load().training.model_copy(update={"threads": 1, "precision": precision})
     total, batch_rows = phase.epochs * steps, min(recipe.batch_size, len(rows))
     stage = Stage(system, recipe, phase, training, world, total, batch_rows, next(epoch(0)))
     stage.train_mode()
@@ -229,13 +246,13 @@ def predict(system: System, split: Split, rows: np.ndarray, boxes: np.ndarray, s
 
 def measure(
     system: System, train: Split, val: Split, data: Path, images: int, seed: int
-) -> tuple[dict[str, float], PoseNms]:
-    """AP by column, and the fitted numbers."""
+) -> tuple[dict[str, dict[str, float]], PoseNms]:
+    """OKS metrics by column, and the fitted numbers."""
     skeleton = val.skeleton
     rows, truth = first_images(val, data / "val.json", images)
 
-    def ap(people: People) -> float:
-        return oks.evaluate(people, truth, skeleton).metrics["ap"]
+    def figures(people: People) -> dict[str, float]:
+        return oks.evaluate(people, truth, skeleton).metrics
 
     true = predict(system, val, rows, val.boxes[rows, None], np.ones((len(rows), 1)))
     boxes, scores = (values[rows] for values in detector(val, PROPOSALS, seed + 1))
@@ -243,15 +260,16 @@ def measure(
     one = predict(system, val, rows, boxes[:, :1], scores[:, :1])
     ranked = oks_nms.rescored(several, several.person_scores)
     fitted = fit(system, train, data, seed)
+    unsuppressed = oks_nms.suppress(ranked, sigmas_of(skeleton), oks_nms.box_areas(ranked.boxes))
     columns = {
-        "true": ap(oks_nms.rescored(true, true.person_scores)),
-        "noisy": ap(oks_nms.rescored(one, one.person_scores)),
-        "several": ap(ranked),
-        "oks_nms": ap(ranked.select(oks_nms.suppress(ranked, sigmas_of(skeleton), oks_nms.box_areas(ranked.boxes)))),
-        "released": ap(pose_nms(several, EVERYONE)),
-        "fitted": ap(pose_nms(several, fitted)),
+        "true": oks_nms.rescored(true, true.person_scores),
+        "noisy": oks_nms.rescored(one, one.person_scores),
+        "several": ranked,
+        "oks_nms": ranked.select(unsuppressed),
+        "released": pose_nms(several, EVERYONE),
+        "fitted": pose_nms(several, fitted),
     }
-    return {name: round(value, 4) for name, value in columns.items()}, fitted
+    return {name: figures(people) for name, people in columns.items()}, fitted
 
 
 def first_images(split: Split, annotations: Path, count: int) -> tuple[np.ndarray, dict[str, Any]]:
