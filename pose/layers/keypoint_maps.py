@@ -15,6 +15,8 @@ ROWS = 32
 """Rows of an enlarged map looked at together; bounds memory."""
 NEIGHBOURHOOD = 5
 """Side in cells of the square whose probability is a joint's confidence."""
+BORDER = 1e-4
+"""Of a cell: a point so near to the next cell belongs to that."""
 
 
 def keypoint_loss(maps: Tensor, boxes: Tensor, keypoints: Tensor, labelled: Tensor) -> Tensor:
@@ -82,10 +84,14 @@ def _bicubic(pixels: Tensor, side: int, limit: int) -> Tensor:
 
 
 def confidences(maps: Tensor, boxes: Tensor, points: Tensor) -> Tensor:
-    """[R, K] in [0, 1]: the probability of the cells around each point, which may fall on the border."""
+    """[R, K] in [0, 1]: the probability of the cells around each point, which may fall on the border.
+
+    Where pixels and cells divide each other, peaks lie on the border of two cells and a float's last bit would choose.
+    """
     side = maps.shape[-1]
     probability = maps.float().flatten(2).softmax(dim=2).unflatten(2, (side, side))
     mass = F.avg_pool2d(probability, NEIGHBOURHOOD, stride=1, padding=NEIGHBOURHOOD // 2) * NEIGHBOURHOOD**2
-    cells, _ = cells_of(points, boxes, side)
+    towards = (boxes[:, None, 2:] - boxes[:, None, :2]) * (BORDER / side)
+    cells, _ = cells_of(points + towards, boxes, side)
     place = cells[..., 1] * side + cells[..., 0]
     return mass.flatten(2).gather(2, place[..., None])[..., 0].clamp(max=1.0)

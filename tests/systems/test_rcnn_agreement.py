@@ -10,7 +10,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from pose.config_loading import load
 from pose.errors import TrainingError
-from pose.layers.keypoint_maps import keypoint_loss, peaks
+from pose.layers.keypoint_maps import confidences, keypoint_loss, peaks
 from pose.layers.regions import pool
 from pose.skeleton import COCO17, LSP14
 from pose.systems import create
@@ -161,3 +161,13 @@ def test_peaks_of_all_boxes_together_are_those_one_by_one():
         extent = (boxes[i, 2:] - boxes[i, :2]).clamp(min=1)
         torch.testing.assert_close(together[0][i], place * extent / torch.tensor([wide, high]) + low[i])
         torch.testing.assert_close(together[1][i], value)
+
+
+def test_confidences_do_not_hang_on_the_last_bits_of_a_box():
+    """28 pixels to 56 cells: every peak lies on the border of two cells, whatever rounding says."""
+    torch.manual_seed(20)
+    maps, box = 3 * torch.randn(1, 300, 56, 56), torch.tensor([[13.7, 21.3, 41.2, 48.9]])
+    points, _ = peaks(maps, box, (64, 64))
+    expected = confidences(maps, box, points)
+    for off in (-1e-5, 1e-5):
+        torch.testing.assert_close(confidences(maps, box, points + off), expected, rtol=0, atol=0)
