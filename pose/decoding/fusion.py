@@ -11,7 +11,8 @@ released program:
   class has its own limit.
 - There boxes are suppressed beyond the image and of poses only the nose and the left eye are clipped to it; here boxes
   are clipped before suppression, joints nowhere: a joint outside the picture stays where the network sees it.
-- There a joint that no object replaced has confidence 0, as if it were not there; here it has the person's score.
+- There a joint that no object replaced has confidence 0, as if it were not there; here it has the pose object's score.
+- There a person's score stays the pose object's; with `rescore` it is weighed by how many keypoint objects agree.
 
 All of it is tensor code over all objects of an image at once, so that an exported graph can hold it.
 """
@@ -46,13 +47,15 @@ class Limits:
     """Only people above get their joints from keypoint objects."""
     reach: float
     """How far from a pose's joint a keypoint object may be, times the square root of the pose's box area."""
+    rescore: bool = False
+    """Whether people are ranked by what they are put together from; see `rescored`."""
 
 
 def find(objects: Tensor, size: tuple[int, int], limits: Limits) -> Found:
     """The people among objects [B, N, 5 + (1 + K) + 2 K] (x, y, w, h px, objectness, classes, joints px).
 
     size: width and height of the input. An object is of its likeliest class alone, its score is objectness times class.
-    A joint's confidence is that of the keypoint object it is from, or the person's.
+    A joint's confidence is that of the keypoint object it is from, or the pose object's.
     """
     parts = [_find(rows, size, limits) for rows in objects]
     image = torch.cat([torch.full_like(scores, i, dtype=torch.int64) for i, (_, scores, _, _) in enumerate(parts)])
@@ -71,8 +74,20 @@ def _find(objects: Tensor, size: tuple[int, int], limits: Limits) -> tuple[Tenso
     rows, scores = _people(boxes, torch.where(kind == 0, score, 0.0), limits)
     poses = objects[rows, first:].unflatten(1, (joints, 2))
     centres, joint, sure = _keypoints(objects[:, :2], boxes, score, kind, joints, limits, max(size))
-    keypoints, confidences = fuse(poses, boxes[rows], scores, centres, joint, sure, limits)
-    return boxes[rows], scores, keypoints, confidences
+    keypoints, confidences, found = fuse(poses, boxes[rows], scores, centres, joint, sure, limits)
+    if not limits.rescore:
+        return boxes[rows], scores, keypoints, confidences
+    scores, best = rescored(scores, confidences, found).sort(descending=True, stable=True)
+    return boxes[rows][best], scores, keypoints[best], confidences[best]
+
+
+def rescored(scores: Tensor, confidences: Tensor, found: Tensor) -> Tensor:
+    """[P] in [0, 1]: a pose object's score times the mean score of all 1 + K objects, 0 for those that were not found.
+
+    scores [P], confidences [P, K], found [P, K] bool as `fuse` has them.
+    """
+    agreed = torch.where(found, confidences, 0.0).sum(dim=1)
+    return scores * (scores + agreed) / (1 + confidences.shape[1])
 
 
 def _corners(boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -111,9 +126,10 @@ def _keypoints(
 
 def fuse(
     poses: Tensor, boxes: Tensor, scores: Tensor, centres: Tensor, joint: Tensor, sure: Tensor, limits: Limits
-) -> tuple[Tensor, Tensor]:
-    """Joints [P, K, 2] and confidences [P, K] of people with poses [P, K, 2], boxes [P, 4] xyxy and scores [P].
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Joints [P, K, 2] of people, confidences [P, K], and [P, K] whether they are those of keypoint objects.
 
+    poses [P, K, 2], boxes [P, 4] xyxy and scores [P] are the pose objects'.
     centres [M, 2], joint [M], sure [M]: keypoint objects by falling confidence. Each goes to the person above the
     fusion floor whose own joint is nearest, if that is within reach; of several the first one counts.
     """
@@ -137,4 +153,4 @@ def fuse(
     centres = torch.cat([centres, centres.new_zeros(1, 2)])
     sure = torch.cat([sure, sure.new_zeros(1)])
     keypoints = torch.where(taken[..., None], centres[chosen], poses)
-    return keypoints, torch.where(taken, sure[chosen], scores[:, None])
+    return keypoints, torch.where(taken, sure[chosen], scores[:, None]), taken

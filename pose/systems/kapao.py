@@ -63,6 +63,7 @@ class FusionParams(Strict):
     keypoint_overlap: Fraction
     fusion_floor: Fraction = Field(description="only people above get their joints from keypoint objects")
     reach: Positive = Field(description="of a keypoint object, times the square root of the person's box")
+    rescore: bool = Field(False, description="rank people by their keypoint objects too; the source does not")
 
 
 class KapaoParams(SystemParams):

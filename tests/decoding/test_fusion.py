@@ -70,6 +70,7 @@ def plainly(objects, limits):
     result = [
         [person[1], person[0], pose.copy(), [person[0]] * JOINTS] for person, pose in zip(people, poses, strict=True)
     ]
+    agreed = [person[0] for person in people]
     for joint in range(JOINTS):
         taken = set()
         for score, _, place, _ in suppressed(classes[1 + joint], limits.keypoint_overlap):
@@ -84,11 +85,16 @@ def plainly(objects, limits):
             if apart < reach and n not in taken:
                 taken.add(n)
                 result[n][2][joint], result[n][3][joint] = place, score
+                agreed[n] += score
+    if limits.rescore:
+        for person, total in zip(result, agreed, strict=True):
+            person[1] *= total / (1 + JOINTS)
+        result.sort(key=lambda person: -person[1])
     return result
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("change", [{}, {"people": 3}, {"fusion_floor": 0.7}, {"reach": 0.05}])
+@pytest.mark.parametrize("change", [{}, {"people": 3}, {"fusion_floor": 0.7}, {"reach": 0.05}, {"rescore": True}])
 def test_people_are_those_of_a_loop(seed, change):
     limits = replace(LIMITS, **change)
     scenes = [crowd(seed), crowd(seed + 100, people=2)]
@@ -133,10 +139,21 @@ def test_far_from_one_another_people_are_fused_as_in_turn():
     sure = torch.rand(200, generator=g).sort(descending=True).values
     wanted = in_turn(poses, boxes, scores, centres, joint, sure, LIMITS)
     got = fuse(poses, boxes, scores, centres, joint, sure, LIMITS)
-    for ours, theirs in zip(got, wanted, strict=True):
+    for ours, theirs in zip(got[:2], wanted, strict=True):
         assert torch.equal(ours, theirs)
+    assert torch.equal(got[2], got[1] != scores[:, None])
     assert torch.equal(got[0][3], poses[3])
     assert (got[1][:3] != scores[:3, None]).any()
+
+
+def test_rescored_people_are_the_same_in_another_order():
+    objects = torch.from_numpy(crowd(1))[None]
+    plain, ranked = (find(objects, SIZE, replace(LIMITS, rescore=rescore)) for rescore in (False, True))
+    assert (ranked.scores[:-1] >= ranked.scores[1:]).all()
+    assert ((ranked.scores > 0) & (ranked.scores <= 1)).all()
+    first = [tuple(box) for box in plain.boxes.tolist()]
+    assert sorted(first) == sorted(tuple(box) for box in ranked.boxes.tolist())
+    assert first != [tuple(box) for box in ranked.boxes.tolist()]
 
 
 def test_reach_follows_the_person_and_not_the_image():
