@@ -82,12 +82,12 @@ def _find(objects: Tensor, size: tuple[int, int], limits: Limits) -> tuple[Tenso
 
 
 def rescored(scores: Tensor, confidences: Tensor, found: Tensor) -> Tensor:
-    """[P] in [0, 1]: a pose object's score times the mean score of all 1 + K objects, 0 for those that were not found.
+    """[P] in [0, 1]: the geometric mean of a pose object's score and the mean over all 1 + K objects, 0 where none was.
 
     scores [P], confidences [P, K], found [P, K] bool as `fuse` has them.
     """
     agreed = torch.where(found, confidences, 0.0).sum(dim=1)
-    return scores * (scores + agreed) / (1 + confidences.shape[1])
+    return (scores * (scores + agreed) / (1 + confidences.shape[1])).sqrt()
 
 
 def _corners(boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -88,7 +88,7 @@ def plainly(objects, limits):
                 agreed[n] += score
     if limits.rescore:
         for person, total in zip(result, agreed, strict=True):
-            person[1] *= total / (1 + JOINTS)
+            person[1] = math.sqrt(person[1] * total / (1 + JOINTS))
         result.sort(key=lambda person: -person[1])
     return result
 
