@@ -77,7 +77,7 @@ def _find(objects: Tensor, size: tuple[int, int], limits: Limits) -> tuple[Tenso
     keypoints, confidences, found = fuse(poses, boxes[rows], scores, centres, joint, sure, limits)
     if not limits.rescore:
         return boxes[rows], scores, keypoints, confidences
-    scores, best = rescored(scores, confidences, found).sort(descending=True, stable=True)
+    scores, best = rescored(scores, confidences, found).sort(descending=True)
     return boxes[rows][best], scores, keypoints[best], confidences[best]
 
 

@@ -33,10 +33,11 @@ def split(tmp_path_factory):
     return coarse_noise(tmp_path_factory.mktemp("prepared"), 128, sizes)
 
 
-def answering():
+def answering(rescore):
     """A system that sees people and joints in noise, and joins some of them."""
     whole = load().systems["kapao"]
     fusion = whole.fusion.model_dump() | {"people": 10, "person_floor": 0.35, "fusion_floor": 0.4, "reach": 0.6}
+    fusion["rescore"] = rescore
     changes = {"input_size": SIZE, "width": 0.125, "fusion": fusion}
     torch.manual_seed(4)
     system = create("kapao", type(whole).model_validate({**whole.model_dump(), **changes}), LSP14)
@@ -56,10 +57,10 @@ def answering():
     return system
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory, split):
+@pytest.fixture(scope="module", params=[False, True], ids=["as found", "rescored"])
+def exported(request, tmp_path_factory, split):
     directory = tmp_path_factory.mktemp("scenes")
-    system = answering()
+    system = answering(request.param)
     save_file(system.network.state_dict(), directory / "trained.safetensors")
     report = export(
         "kapao", system, directory / "trained.safetensors", split, CROP, directory / "bundle", PARAMS, threads=1
@@ -78,12 +79,13 @@ def test_files_say_what_the_network_says(split, exported):
         with torch.no_grad():
             found = system.people(system.forward(system.network, batch))
         wanted = (found.boxes, found.scores, found.keypoints, found.confidences, found.confidences)
-        fused += int((found.confidences != found.scores[:, None]).sum())
+        # A joint without a keypoint object has what others have too: its person's score before it was weighed.
+        fused += sum(len(row.unique()) > 2 for row in found.confidences)
         assert len(found.scores) > 1
         for run in runs:
             for part, ours in zip(wanted, run(images[row][None]), strict=True):
                 np.testing.assert_allclose(ours, part.numpy(), atol=2e-3)
-    assert fused > 5
+    assert fused > 3
 
 
 def test_nobody_is_an_answer(exported):
