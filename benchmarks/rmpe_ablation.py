@@ -51,7 +51,7 @@ from pose.decoding.pose_nms import PoseNms, pose_nms
 from pose.decoding.pose_nms_fit import PROPOSALS
 from pose.decoding.proposals import shift_edges
 from pose.decoding.settling import EVERYONE
-from pose.errors import PoseError
+from pose.errors import ConfigError, PoseError
 from pose.evaluate_oks import read_truth
 from pose.metrics import oks
 from pose.metrics.truth import sigmas_of
@@ -130,13 +130,19 @@ def ablate(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     """METRICS by way and column, and the fitted numbers, of one seed."""
     train, val = Split.open(arguments.data, "train"), Split.open(arguments.data, "val")
     people, epochs, precision = arguments.people, arguments.epochs, arguments.precision
+    before = Split.open(arguments.begin, "train") if arguments.begin else None
+    if before is not None and before.skeleton != train.skeleton:
+        raise ConfigError(
+            f"--begin {arguments.begin} has the joints of {before.skeleton.name}, --data {arguments.data} those of "
+            f"{train.skeleton.name}; expected the same"
+        )
     with tempfile.TemporaryDirectory(prefix="pose-rmpe-") as folder:
         found = Path(folder) / "train.json"
         boxes, scores = detector(train, 1, seed)
         detections.write(found, detections.ordered(train.image_ids, boxes[:, 0], scores[:, 0]))
         first = narrow("alone", epochs, found, train.skeleton, seed)
-        if arguments.begin:
-            train_phase(first, 0, Split.open(arguments.begin, "train"), people, seed, precision)
+        if before is not None:
+            train_phase(first, 0, before, people, seed, precision)
         train_phase(first, 0, train, people, seed, precision)
         result: dict[str, Any] = {metric: {} for metric in METRICS} | {"fitted": {}}
         for way in WAYS:
@@ -260,12 +266,12 @@ def measure(
     one = predict(system, val, rows, boxes[:, :1], scores[:, :1])
     ranked = oks_nms.rescored(several, several.person_scores)
     fitted = fit(system, train, data, seed)
-    unsuppressed = oks_nms.suppress(ranked, sigmas_of(skeleton), oks_nms.box_areas(ranked.boxes))
+    kept = oks_nms.suppress(ranked, sigmas_of(skeleton), oks_nms.box_areas(ranked.boxes))
     columns = {
         "true": oks_nms.rescored(true, true.person_scores),
         "noisy": oks_nms.rescored(one, one.person_scores),
         "several": ranked,
-        "oks_nms": ranked.select(unsuppressed),
+        "oks_nms": ranked.select(kept),
         "released": pose_nms(several, EVERYONE),
         "fitted": pose_nms(several, fitted),
     }
