@@ -49,10 +49,14 @@ def begin(name: str, system: System) -> None:
     if params.initial is None:
         return
     say(f"{name} begins with the weights of {params.initial}")
+    own = {key: tensor.clone() for key, tensor in system.network.state_dict().items() if key in system.constants}
     try:
         _begin(name, system, params.initial)
     except PoseError as error:
         raise type(error)(f"systems.{name}.initial is {params.initial}: {error}") from error
+    # Weights that are taken as they are mean what they meant; a training is what its params say.
+    if not params.chosen.idle:
+        system.network.load_state_dict(own, strict=False)
 
 
 def _begin(name: str, system: System, initial: str) -> None:

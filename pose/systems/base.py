@@ -76,6 +76,9 @@ class System(ABC):
     loss_terms: ClassVar[tuple[str, ...]]
     """Names that `loss` returns, for phases to weigh."""
 
+    constants: ClassVar[tuple[str, ...]] = ()
+    """Keys of the network's tensors that follow from params, also where a training begins with other weights."""
+
     @property
     def settling(self) -> Settling:
         """Of a person view: how its poses in boxes become people."""

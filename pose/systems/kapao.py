@@ -111,6 +111,7 @@ class Kapao(SceneSystem):
 
     Params: ClassVar[type[SystemParams]] = KapaoParams
     loss_terms: ClassVar[tuple[str, ...]] = ("box", "objectness", "classes", "keypoints")
+    constants: ClassVar[tuple[str, ...]] = (f"{HEADS}anchors", f"{HEADS}anchor_grid")
     card: ClassVar[Card] = Card(
         title="KAPAO",
         source="McNally, Vats, Wong and McPhee, ECCV 2022",

@@ -171,6 +171,20 @@ def test_a_release_wants_the_recipe_that_reads_it_as_it_does(tmp_path):
     assert torch.equal(system.network.layer1[0].conv1.weight, whole.network.layer1[0].conv1.weight)
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_training_at_another_size_has_the_anchors_of_its_params(tmp_path, trained):
+    """KAPAO's anchors grow with the input, and lie among the weights; taken as they are, weights keep theirs."""
+    small = fresh("kapao", RESNET, width=0.125, input_size=64)
+    torch.save(small.network.state_dict(), tmp_path / "small.pt")
+    changes = {} if trained else untrained("kapao")
+    system = fresh("kapao", str(tmp_path / "small.pt"), width=0.125, input_size=128, **changes)
+    begin("kapao", system)
+    for key in ("anchors", "anchor_grid"):
+        ours, theirs = (getattr(each.yolo.detect, key) for each in (system, small))
+        torch.testing.assert_close(ours, theirs * (2 if trained else 1))
+    assert torch.equal(system.yolo.model[0].conv.conv.weight, small.yolo.model[0].conv.conv.weight)
+
+
 def test_a_folder_of_ours_taken_as_it_is_wants_the_recipe_that_reads_it(spec):
     first = spec()
     folder = first.run_dir.with_name("theirs")
