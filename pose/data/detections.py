@@ -56,7 +56,8 @@ def read(path: Path, images: Collection[int]) -> Detections:
     """The people in a file of detections. An empty list is nobody; images without an entry have nobody.
 
     images: ids of the images that are asked about. Detections in others are left out and counted aloud, as long as
-    some are in these. Raises DataError where the file is for other images, or a record is not whole.
+    some are in these. Raises DataError where the file is for other images, has other categories alone, or a record is
+    not whole.
     """
     records = _records(path)
     ids = np.array([record["image_id"] for record in records], np.int64)
@@ -113,6 +114,12 @@ def _records(path: Path) -> list[dict]:
             )
         if record["category_id"] == PERSON:
             people.append(record)
+    if found and not people:
+        others = ", ".join(str(number) for number in sorted({record["category_id"] for record in found})[:5])
+        raise DataError(
+            f"{path}: none of its {len(found)} detections is of a person, category_id {PERSON} as in COCO; they have "
+            f"category_id {others}. Does the detector count its categories from 0? People have to be {PERSON}."
+        )
     return people
 
 

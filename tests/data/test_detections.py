@@ -86,6 +86,10 @@ def test_other_images(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         ([GOOD | {"bbox": [1, 2, 3]}], r"detection 0 has bbox = \[1, 2, 3\]"),
         ('[{"image_id": 7, "category_id": 1, "bbox": [1, 2, NaN, 4], "score": 1}]', "detection 0 has bbox"),
         ([GOOD, GOOD | {"bbox": [1, 2, 0, 4]}], "detection 1 has a box of no area"),
+        (
+            [GOOD | {"category_id": 0}, GOOD | {"category_id": 2}],
+            "none of its 2 detections is of a person, category_id 1 as in COCO; they have category_id 0, 2",
+        ),
     ],
 )
 def test_bad_files(tmp_path: Path, content: Any, said: str) -> None:
