@@ -71,7 +71,11 @@ class People:
             return People(**{f.name: arrays[f.name] for f in fields(People) if f.name in arrays})
 
     def to_coco_results(self, category_id: int = 1) -> list[dict]:
-        """COCO results JSON: one entry per person, keypoints as x, y, score triples; the gap where there is one."""
+        """COCO results JSON: one entry per person, keypoints as x, y, score triples; the gap where there is one.
+
+        The box (xywh) is called `box`: with a `bbox`, pycocotools would take a person's area from that instead of from
+        the joints, and have another AP of medium and of large people than `pose evaluate`.
+        """
         return [self._coco_result(n, category_id) for n in range(len(self))]
 
     def _coco_result(self, n: int, category_id: int) -> dict:
@@ -82,7 +86,7 @@ class People:
             "keypoints": [round(value, 3) for value in triples.ravel().tolist()],
             "presence": [round(value, 4) for value in self.presence[n].astype(float).tolist()],
             "score": round(float(self.person_scores[n]), 5),
-            "bbox": [round(v, 3) for v in _xywh(self.boxes[n].astype(float))],
+            "box": [round(v, 3) for v in _xywh(self.boxes[n].astype(float))],
         }
         gap = float(self.optimality_gaps[n])
         return result if np.isnan(gap) else result | {"optimality_gap": round(gap, 6)}

@@ -43,7 +43,7 @@ def test_coco_results_have_triples_and_xywh_boxes() -> None:
     triples = np.array(result["keypoints"]).reshape(3, 3)
     np.testing.assert_allclose(triples[:, :2], one.keypoints[0], atol=1e-3)
     np.testing.assert_allclose(triples[:, 2], one.scores[0], atol=1e-3)
-    np.testing.assert_allclose(result["bbox"][2:], [10, 10], atol=1e-2)
+    np.testing.assert_allclose(result["box"][2:], [10, 10], atol=1e-2)
     assert (result["image_id"], result["category_id"]) == (7, 1)
 
 

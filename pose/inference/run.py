@@ -87,7 +87,10 @@ def entries(outcome: Outcome, finds_joints: bool) -> list[dict]:
         named |= {"frame": outcome.frame.number, "seconds": round(outcome.frame.seconds, 4)}
     results = outcome.people.to_coco_results()
     if not finds_joints:
-        results = [{name: r[name] for name in ("image_id", "category_id", "bbox", "score")} for r in results]
+        results = [
+            {"image_id": r["image_id"], "category_id": r["category_id"], "bbox": r["box"], "score": r["score"]}
+            for r in results
+        ]
     return [result | named for result in results]
 
 

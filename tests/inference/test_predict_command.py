@@ -103,7 +103,7 @@ def test_bad_pictures_are_named_and_the_others_done(bundle: Path, photos: Path, 
             width, height = image.size
         expected = [width / 4, height / 2, 0.75] * LSP14.size
         assert found["keypoints"] == pytest.approx(expected, abs=1e-3)
-        assert found["bbox"] == [0, 0, width, height]
+        assert found["box"] == [0, 0, width, height]
         assert (out / f"{name}.pose.jpg").is_file()
 
 
@@ -194,11 +194,11 @@ def test_boxes_of_a_file_are_looked_into(person_bundle: Path, photos: Path, tmp_
     result = predict(*files, "--model", person_bundle, "--boxes", boxes, "--out", out, "--draw-boxes", "--draw-scores")
     assert result.exit_code == 0, result.stderr
     found = json.loads((out / "predictions.json").read_text())
-    assert sorted((r["image_id"], Path(r["file_name"]).name, r["bbox"]) for r in found) == [
+    assert sorted((r["image_id"], Path(r["file_name"]).name, r["box"]) for r in found) == [
         (1, "a.jpg", [10, 10, 20, 20]), (1, "a.jpg", [40, 20, 30, 30]), (3, "a.jpg", [5, 5, 40, 40]),
     ]  # fmt: skip
     for r in found:
-        x, y, side, _ = r["bbox"]
+        x, y, side, _ = r["box"]
         assert r["score"] == pytest.approx(0.5 * 0.75)
         # A quarter of the padded box' width, half of its height.
         assert r["keypoints"][:2] == pytest.approx([x + side / 2 - 1.25 * side / 4, y + side / 2], abs=0.01)
@@ -225,7 +225,7 @@ def test_model_of_boxes_takes_the_whole_picture_as_one(person_bundle: Path, phot
     result = predict(photos / "a.jpg", "--model", person_bundle, "--out", tmp_path / "out", "--json")
     assert result.exit_code == 0
     (found,) = json.loads(result.stdout)
-    assert found["bbox"] == [0, 0, 80, 60]
+    assert found["box"] == [0, 0, 80, 60]
     assert found["score"] == 0.75
     # The picture's 80 px times 1.25, as a square about its centre.
     assert found["keypoints"][:2] == pytest.approx([40 - 25, 30], abs=0.01)

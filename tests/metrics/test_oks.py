@@ -73,6 +73,11 @@ def reference(people: People, truth: dict, skeleton: Skeleton) -> COCOeval:
         {"image_id": int(i), "category_id": 1, "keypoints": row.tolist(), "score": float(s)}
         for i, row, s in zip(people.image_ids, triples, people.person_scores, strict=True)
     ]
+    return judged(results, truth, skeleton)
+
+
+def judged(results: list[dict], truth: dict, skeleton: Skeleton) -> COCOeval:
+    """pycocotools on COCO results."""
     with contextlib.redirect_stdout(io.StringIO()):
         known = COCO()
         known.dataset = copy.deepcopy(truth)
@@ -98,6 +103,17 @@ def test_figures_are_those_of_pycocotools_to_the_last_bit(seed, skeleton):
     found = np.array([oks.evaluate(people, truth, skeleton).metrics[name] for name in oks.NAMES])
     assert 0.1 < stats[0] < 0.95
     assert np.array_equal(found, stats)
+
+
+def test_written_results_have_the_same_figures_whatever_the_boxes():
+    generator = np.random.default_rng(7)
+    truth = random_truth(generator, COCO17)
+    people = random_people(generator, truth, COCO17)
+    whole = np.round(people.keypoints * 8) / 8
+    people = replace(people, keypoints=whole, boxes=people.boxes + np.float32([-60, -60, 60, 60]))
+    stats = judged(people.to_coco_results(), truth, COCO17).stats
+    assert min(stats[3], stats[4]) > 0.05, "there are medium and large people"
+    assert np.array_equal([oks.evaluate(people, truth, COCO17).metrics[name] for name in oks.NAMES], stats)
 
 
 @pytest.mark.parametrize("seed", range(4))
