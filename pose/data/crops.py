@@ -5,6 +5,8 @@ Maps are axis-aligned ([2, 3]: scale and shift), from continuous pixels of the o
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from PIL import Image
 
@@ -15,6 +17,9 @@ PADDING = (124, 116, 104)
 
 ROUNDING = 1e-6
 """px: a crop's corner this close to a whole pixel is that pixel."""
+
+MOST_PADDED = 2**26
+"""px of a picture with its padding; a box that wants more sees the picture shrunk first."""
 
 
 def crop_affine(params: CropParams, box: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
@@ -52,13 +57,30 @@ def extract(image: Image.Image, affine: np.ndarray, size: int) -> Image.Image:
     """The RGB crop of size x size px under an axis-aligned map, antialiased, padded where it leaves the image."""
     if affine[0, 1] or affine[1, 0]:
         raise ValueError(f"crops are axis-aligned, this map is not: {affine.tolist()}")
-    corners = transform(invert(affine), np.array([[0.0, 0.0], [size, size]]))
-    whole = np.round(corners)
-    corners = np.where(np.abs(corners - whole) < ROUNDING, whole, corners)
-    low = np.minimum(np.floor(corners[0]), 0).astype(int)
-    high = np.maximum(np.ceil(corners[1]), image.size).astype(int)
+    low, high, corners = _seen(image, affine, size)
     if low.any() or (high > image.size).any():
+        if (excess := math.prod((high - low).tolist()) / MOST_PADDED) > 1:
+            image, affine = _shrunk(image, affine, 1.1 * math.sqrt(excess))
+            low, high, corners = _seen(image, affine, size)
+            if math.prod((high - low).tolist()) > MOST_PADDED:
+                return Image.new("RGB", (size, size), PADDING)  # of the whole picture less than a pixel would show
         padded = Image.new("RGB", (int(high[0] - low[0]), int(high[1] - low[1])), PADDING)
         padded.paste(image, (int(-low[0]), int(-low[1])))
         image, corners = padded, corners - low
     return image.resize((size, size), Image.Resampling.BILINEAR, box=tuple(corners.ravel().tolist()))
+
+
+def _seen(image: Image.Image, affine: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Low and high [2] whole px around the picture and the crop, and the crop's corners [2, 2]."""
+    corners = transform(invert(affine), np.array([[0.0, 0.0], [size, size]]))
+    whole = np.round(corners)
+    corners = np.where(np.abs(corners - whole) < ROUNDING, whole, corners)
+    low = np.minimum(np.floor(corners[0]), 0).astype(int)
+    return low, np.maximum(np.ceil(corners[1]), image.size).astype(int), corners
+
+
+def _shrunk(image: Image.Image, affine: np.ndarray, factor: float) -> tuple[Image.Image, np.ndarray]:
+    """The picture about `factor` times smaller, a pixel at least, and the map of its pixels to the same crop."""
+    small = [max(1, int(side / factor)) for side in image.size]
+    linear = affine[:, :2] @ np.diag(np.divide(image.size, small))
+    return image.resize((small[0], small[1]), Image.Resampling.BOX), np.column_stack([linear, affine[:, 2]])

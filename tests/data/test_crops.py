@@ -1,5 +1,8 @@
 """Crop maps: exact round trips, and pixels that lie where the map says, against an independent area average."""
 
+import resource
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -102,3 +105,20 @@ def test_outside_the_image_is_padding() -> None:
     crop = np.asarray(extract(image, crop_affine(PERSON, np.array([-40.0, -40, 40, 40]), image.size), 64))
     assert crop[5, 5].tolist() == list(PADDING)
     assert crop[45, 45].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("half", [6_000.0, 200_000.0, 3e9])
+def test_a_box_far_too_large_shows_its_picture_small_without_its_memory(half: float) -> None:
+    image = Image.new("RGB", (2000, 1000), (250, 0, 0))
+    box = np.array([1000 - half, 500 - half, 1000 + half, 500 + half])
+    affine = crop_affine(PERSON, box, image.size)
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, limit[1]))
+    try:
+        crop = np.asarray(extract(image, affine, 64), np.float64)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limit)
+    # As much of the picture's colour as its share of the square.
+    shown = (crop - PADDING).sum(axis=(0, 1)) / (np.array([250, 0, 0]) - PADDING)
+    np.testing.assert_allclose(shown, 2000 * 1000 * affine[0, 0] * affine[1, 1], rtol=0.05, atol=0.3)
