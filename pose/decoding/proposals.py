@@ -3,7 +3,8 @@
 Source: RMPE, section 3.4. Poses are aligned by their torso and clustered to atoms; for each atom a Gaussian mixture
 holds the offsets of a detector's edges from the true ones, in shares of the true box's width and height. The released
 code has none of this, but shifts all edges by fixed Gaussians: RELEASED_MEAN and RELEASED_DEVIATION, which stand here
-where there are no detections to learn from.
+where there are no detections to learn from. (In 15 of 100 draws it takes a smaller box within the true one instead;
+that is left out here.)
 """
 
 from __future__ import annotations
