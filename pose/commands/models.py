@@ -116,6 +116,7 @@ def import_(
     from safetensors.torch import save_file
 
     from pose.commands.systems import known_system
+    from pose.data.detail import say_where_crops_are_coarse
     from pose.data.shards import describe
     from pose.official import taken_over
     from pose.skeleton import skeleton_named
@@ -127,6 +128,7 @@ def import_(
     _require_replaceable(out, Path(weights))
     info = describe(prepared_folder(name))
     loaded = taken_over(system, params.systems[system], skeleton_named(info.skeleton), weights)
+    say_where_crops_are_coarse(system, loaded.view, loaded.params, info)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.safetensors"
         save_file({key: tensor.contiguous().clone() for key, tensor in loaded.network.state_dict().items()}, file)
@@ -198,12 +200,15 @@ def evaluate_folder(folder: Path, dataset: str, params: Params, detections: Path
 
     detections: a file of boxes, for a model that sees people in boxes.
     """
+    from pose.data.detail import say_where_crops_are_coarse
+    from pose.data.shards import describe
     from pose.evaluate import evaluate_system
     from pose.inference.weights import trained
 
     dataset_params(dataset)
-    model = trained(folder)
-    evaluation, _ = evaluate_system(model.system, prepared_folder(dataset), params.evaluation, detections=detections)
+    model, prepared = trained(folder), prepared_folder(dataset)
+    say_where_crops_are_coarse(model.name, model.system.view, model.system.params, describe(prepared))
+    evaluation, _ = evaluate_system(model.system, prepared, params.evaluation, detections=detections)
     return evaluation
 
 

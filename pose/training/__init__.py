@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 from pose.alone import alone
+from pose.data import detail
 from pose.data.shards import describe
-from pose.progress import say
 from pose.systems import SYSTEMS
 from pose.training.spec import Outcome, TrainingSpec
-
-COARSE = 0.9
-"""Of the size a network sees people at: stored smaller than that, they lose detail that can be seen."""
 
 __all__ = ["Outcome", "TrainingSpec", "run", "say_where_crops_are_coarse"]
 
@@ -41,13 +36,6 @@ def run(spec: TrainingSpec) -> Outcome:
 
 
 def say_where_crops_are_coarse(spec: TrainingSpec) -> None:
-    """Stored people smaller than the network sees them look the same to it whatever its input size."""
-    info, params = describe(spec.data), spec.system_params
-    if SYSTEMS[spec.system].view != "person" or info.crop.view != "person":
-        return
-    stored, seen = info.crop.size / info.crop.margin, max(params.input_size) / params.padding
-    if stored < COARSE * seen:
-        say(
-            f"{spec.system} sees people {seen:.0f} px long, but {info.name} stores them {stored:.0f} px long; "
-            f"data.{info.name}.crop.size = {math.ceil(seen * info.crop.margin)} would keep their detail"
-        )
+    """Before a training on them: see pose.data.detail."""
+    view = SYSTEMS[spec.system].view
+    detail.say_where_crops_are_coarse(spec.system, view, spec.system_params, describe(spec.data))
