@@ -58,7 +58,7 @@ class SimpleBaselineParams(SystemParams):
     recipes: dict[str, HeatmapRecipe]  # type: ignore[assignment]
     depth: Depth
     deconvolutions: list[Count] = Field(min_length=1, max_length=5, description="channels of each, stride 2")
-    sigma: Positive = Field(description="of the target Gaussians, in cells")
+    sigma: Positive = Field(description="of the target Gaussians, in cells; the paper's: 2 at 192x256, 3 at 288x384")
     flip_test: bool = Field(description="average over the mirrored image when evaluating")
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -21,7 +22,7 @@ from pose.layers.normalise import MEAN, STD
 from pose.skeleton import COCO17, LSP14, Skeleton
 from pose.systems import create
 from pose.systems.base import multiply_accumulates, parameter_count
-from pose.systems.simple_baseline import SimpleBaseline
+from pose.systems.simple_baseline import SimpleBaseline, blur_side
 
 Make = Callable[..., SimpleBaseline]
 
@@ -239,6 +240,29 @@ def test_decoding_the_target_gives_the_truth_in_original_pixels(make, recipe):
     assert people.scores.max() <= 1.0
     assert system.belief_maps(outputs).amax() == pytest.approx(1, abs=0.02)
     assert system.targets_preview(batch).shape == (4, 24, 16)
+
+
+@pytest.mark.parametrize("recipe", ["paper", "modern"])
+def test_the_papers_larger_size_has_targets_of_sigma_3(make, recipe):
+    system = make(recipe=recipe, input_size=[288, 384], sigma=3.0)
+    assert system.params.map_size == (72, 96)
+    assert blur_side(3.0) == 17
+    batch = batch_of(system, people=1)
+    batch = replace(batch, keypoints=batch.keypoints.nan_to_num(100.0), labelled=torch.ones_like(batch.labelled))
+    with torch.no_grad():
+        outputs = system.network.eval()(batch.images)
+        assert outputs["maps"].shape == (1, 17, 96, 72)
+        assert system.joints(outputs).keypoints.shape == (1, 17, 2)
+    maps, weights = system.targets(batch)
+    assert maps.shape == (1, 17, 96, 72)
+    assert weights.all()
+    # A Gaussian's sum over the cells says its width; the release cuts off 0.3 % of it along each axis.
+    torch.testing.assert_close(maps.sum((2, 3)), torch.full((1, 17), 2 * math.pi * 3.0**2), rtol=0.02, atol=0)
+    read = system.joints({"maps": maps if recipe == "paper" else maps.clamp(min=1e-30).log()})
+    error = (read.keypoints - batch.keypoints).abs()
+    # Cells are 4 px: the paper's Gaussian stands on the nearest, the other's where the joint is.
+    assert error.max() <= (2 + 1e-3 if recipe == "paper" else 0.1)
+    assert read.scores.min() > 0.9
 
 
 def test_people_are_settled_as_in_the_release_where_pixels_are(make):
