@@ -8,16 +8,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import save_file
 from scene_examples import noise_scene, trained, write_drawn
 
+from pose.config import CropParams, ExportParams
 from pose.config_loading import load
 from pose.data.scenes import SceneLoader, SceneSplit, unlabelled
 from pose.errors import ConfigError, PoseError, TrainingError
-from pose.export import exported_network, onnx_network, write_programs
-from pose.export_scenes import OUTPUTS, DeployedScene
+from pose.export import export, exported_network, onnx_network, write_programs
+from pose.export_scenes import OUTPUTS, DeployedScene, inputs
+from pose.inference.weights import trained as released
 from pose.skeleton import COCO17, LSP14, Skeleton
 from pose.systems import create, restore
 from pose.systems.base import multiply_accumulates, parameter_count
+from pose.training.distributed import World
+from pose.training.settings import seed_rank
 
 VARIANTS = ["two_branch", "shared", "paf_first"]
 SIZE = 96
@@ -421,7 +426,8 @@ def drawn(tmp_path_factory):
     return write_drawn(tmp_path_factory.mktemp("drawn"), SIZE, range(3))
 
 
-def test_the_engine_trains_validates_and_keeps_it(drawn, tmp_path):
+@every_variant
+def test_the_engine_trains_validates_and_keeps_it(variant, drawn, tmp_path):
     weights = {"fields": 1.0, "heats": 1.0}
     recipe = load().systems["openpose"].model_dump()["recipes"]["modern"] | {
         "batch_size": 2,
@@ -430,35 +436,47 @@ def test_the_engine_trains_validates_and_keeps_it(drawn, tmp_path):
             {"name": "maps", "epochs": 1, "train": ["trunk", "stages"], "losses": weights},
         ],
     }
-    system = tiny("two_branch", recipe="small", recipes={"small": recipe})
+    system = tiny(variant, recipe="small", recipes={"small": recipe})
     outcome = trained("openpose", system.params, drawn, tmp_path)
     for record in outcome.history:
         for part in ("train", "val"):
             assert {"fields", "heats", "loss"} <= set(record[part])
-    restored = restore(tiny("two_branch", seed=5), outcome.weights)
+    restored = restore(tiny(variant, seed=5), outcome.weights)
+    seed_rank(load().seed, World(device=torch.device("cpu")))
+    first = create("openpose", system.params, LSP14).network.state_dict()
+    assert [key for key, p in restored.network.named_parameters() if torch.equal(p, first[key])] == []
     batch = restored.prepare(next(SceneLoader(SceneSplit.open(drawn, "val"), 1).batches(np.arange(3), 3, None, 0, 0)))
     with torch.no_grad():
         assert restored.decode(restored.forward(restored.network, batch), batch).keypoints.shape[1:] == (14, 2)
 
 
-LEARNING = {
-    "trunk": [16, 24, 32], "features": [32, 32], "flip_test": False,
-    "two_branch": {"stages": 2, "first": [32, 48], "later": 24, "kernel": 5},
-}  # fmt: skip
+def learning(variant, **changes):
+    """At a size that learns in seconds."""
+    sizes = {
+        "trunk": [16, 24, 32], "features": [32, 32],
+        # Of two stages none would be shared.
+        "two_branch": {"stages": 3 if variant == "shared" else 2, "first": [32, 48], "later": 24, "kernel": 5},
+        "paf_first": {"field_stages": 2, "heat_stages": 2, "first": [16, 32], "later": [16, 32]},
+    }  # fmt: skip
+    return tiny(variant, **sizes, **changes)
 
 
-@pytest.fixture(scope="module")
-def learned(drawn):
+LESSONS = {"two_branch": (80, 6e-3), "shared": (120, 6e-3), "paf_first": (200, 4e-3)}
+"""Steps and rate; stages without batch normalisation want more of them and a lower one."""
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def learned(request, drawn):
     """A small network that knows the three scenes by heart, and their batch."""
     torch.set_num_threads(1)
-    system = tiny("two_branch", **LEARNING)
+    system = learning(request.param, flip_test=False)
     batch = system.prepare(next(SceneLoader(SceneSplit.open(drawn, "train"), 1).batches(np.arange(3), 3, None, 0, 0)))
-    steps = 80
-    optimiser = torch.optim.AdamW(system.network.parameters(), lr=6e-3)
+    steps, rate = LESSONS[request.param]
+    optimiser = torch.optim.AdamW(system.network.parameters(), lr=rate)
     system.network.train()
     for step in range(steps):
         for group in optimiser.param_groups:
-            group["lr"] = 6e-3 * min(1, (step + 1) / 10, 2 * (steps - step) / steps)
+            group["lr"] = rate * min(1, (step + 1) / 10, 2 * (steps - step) / steps)
         losses = system.loss(system.forward(system.network, batch), batch)
         optimiser.zero_grad()
         sum(losses.values()).backward()
@@ -482,6 +500,29 @@ def test_learns_three_drawn_scenes_by_heart(learned, drawn):
             error = np.linalg.norm(found.keypoints - split.keypoints[person], axis=2)
             near = ((error < 6) & (found.scores > 0))[:, labelled].mean(axis=1)
             assert near.max() >= 0.7
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_variant_is_exported_as_it_answers(learned, drawn, tmp_path):
+    system, _ = learned
+    save_file(system.network.state_dict(), tmp_path / "learned.safetensors")
+    rules = system.params.grouping.model_copy(update={"candidates": 16}).model_dump()
+    # As evaluated and deployed by default, with the mirrored image's say.
+    other = learning(system.params.variant, seed=5, flip_test=True, grouping=rules)
+    split, bundle, crop = SceneSplit.open(drawn, "test"), tmp_path / "bundle", CropParams(view="person", size=48)
+    params = ExportParams(tolerance_px=0.01, parity_images=3, latency_runs=1)
+    report = export("openpose", other, tmp_path / "learned.safetensors", split, crop, bundle, params, threads=1)
+    assert set(report.parity_px) == {"onnx", "torch_export"}
+    assert max(report.parity_px.values()) <= 0.01
+    ours = released(bundle).system
+    assert ours.params == other.params
+    kept = ours.network.state_dict()
+    assert all(torch.equal(tensor, kept[key]) for key, tensor in system.network.state_dict().items())
+    deployed = DeployedScene(ours).eval()
+    with torch.no_grad():
+        people = [len(deployed(torch.from_numpy(image[None]))[0]) for image in inputs(ours, split, np.arange(3))]
+    assert min(people) > 0, "where nobody is found, parity says nothing"
 
 
 class Planted(torch.nn.Module):
@@ -529,10 +570,9 @@ def test_exported_graphs_find_who_the_network_finds(skeleton, tmp_path):
     assert counts[2] == 3
 
 
-def test_restored_weights_answer_alike(tmp_path):
-    from safetensors.torch import save_file
-
-    system, other = tiny("paf_first", COCO17), tiny("paf_first", COCO17, seed=3)
+@every_variant
+def test_restored_weights_answer_alike(variant, tmp_path):
+    system, other = tiny(variant, COCO17), tiny(variant, COCO17, seed=3)
     save_file(system.network.state_dict(), tmp_path / "model.safetensors")
     images = torch.randn(2, 3, 32, 32)
     system.network.eval()
