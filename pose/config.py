@@ -247,6 +247,8 @@ class SystemParams(Strict):
     )
     paths: ClassVar[dict[str, set[str]]] = {}
     """Fields that say where `files` lie, which decides nothing of what is trained."""
+    test_time: ClassVar[frozenset[str]] = frozenset()
+    """Fields that say how a trained network is used, which a trained model can be given anew."""
 
     @model_validator(mode="after")
     def _recipe_known(self) -> SystemParams:

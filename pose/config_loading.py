@@ -17,7 +17,7 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pose.config import ROOT, DatasetParams, Params
+from pose.config import ROOT, DatasetParams, Params, SystemParams
 from pose.errors import ConfigError
 
 KeyPath = tuple[str | int, ...]
@@ -67,6 +67,29 @@ def load(profile: str | None = None, overrides: Sequence[str] = (), root: Path =
     for text in overrides:
         _set(tree, text, origins)
     return _validate(tree, origins)
+
+
+def retuned(name: str, params: SystemParams, overrides: Sequence[str]) -> SystemParams:
+    """A trained model's params with what `--set systems.NAME...` says of its use; other overrides are not looked at.
+
+    Raises ConfigError for those of another system, and of what its weights were trained with.
+    """
+    tree: dict[str, Any] = {"systems": {name: params.model_dump(mode="json")}}
+    origins: dict[KeyPath, str] = {}
+    for text in overrides:
+        block, *path = text.partition("=")[0].split(".")
+        if block != "systems":
+            continue
+        if path[:1] != [name]:
+            raise ConfigError(f"--set {text} would change nothing: the model is of {name}")
+        if len(path) < 2 or path[1] not in params.test_time:
+            can = f"; of {name} {', '.join(sorted(params.test_time))} can be set" if params.test_time else ""
+            raise ConfigError(
+                f"--set {text} would change nothing: a model keeps the numbers that it was trained or imported "
+                f"with{can}; leave it away, or train or import again with it"
+            )
+        _set(tree, text, origins)
+    return _checked(type(params), tree["systems"][name], ("systems", name), origins) if origins else params
 
 
 def load_dataset(name: str, root: Path = ROOT) -> DatasetParams:

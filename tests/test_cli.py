@@ -269,6 +269,24 @@ def test_a_release_becomes_a_bundle_that_answers_as_it_does(elsewhere: Path) -> 
     assert settled == wanted.settling == ours.settling
     assert settled.name == "oks 0.9, released"
 
+    once = ("--dataset", "demo", "--set", "systems.simple_baseline.flip_test=false")
+    assert invoke("export", str(out), "--out", str(elsewhere / "quick"), *once).exit_code == 0
+    assert json.loads((elsewhere / "quick" / "model.json").read_text())["params"]["flip_test"] is False
+    single = trained(elsewhere / "quick").system
+    with torch.no_grad():
+        assert not torch.equal(single.network(images)["maps"], wanted.network(images)["maps"])
+    figures = [
+        json.loads(invoke("evaluate", str(model), *words, "--json").stdout)["pck_image_12"]
+        for model, words in ((out, once), (elsewhere / "quick", once[:2]), (out, once[:2]))
+    ]
+    assert figures[0] == figures[1] != figures[2]
+    for words in (("evaluate", str(out)), ("export", str(out), "--out", str(elsewhere / "other"))):
+        fixed = invoke(*words, "--dataset", "demo", "--set", "systems.simple_baseline.depth=34")
+        assert fixed.exit_code == ConfigError.exit_code
+        said = " ".join(fixed.stderr.split())
+        assert "depth=34 would change nothing" in said
+        assert "of simple_baseline flip_test can be set; leave it away, or train or import again" in said
+
     strange = invoke("import", "baseline1", str(release), "--out", str(elsewhere / "other"), "--dataset", "demo")
     assert strange.exit_code == ConfigError.exit_code
     assert "no official release" in strange.stderr
@@ -281,8 +299,6 @@ def test_a_release_becomes_a_bundle_that_answers_as_it_does(elsewhere: Path) -> 
 @pytest.mark.parametrize(
     "words",
     [
-        ("evaluate", "models:/any@champion"),
-        ("export", "folder", "--out", "out"),
         ("predict", "a.jpg", "-m", "folder"),
         ("registry", "promote", "pose-any", "1"),
     ],
@@ -306,7 +322,7 @@ def test_evaluate_takes_the_detections_of_the_params_unless_it_is_given_others(
 ) -> None:
     evaluated: list[Path | None] = []
 
-    def noted(folder: Path, dataset: str, params: object, detections: Path | None) -> None:
+    def noted(folder: Path, dataset: str, params: object, detections: Path | None, overrides: object) -> None:
         evaluated.append(detections)
         raise DataError("enough")
 

@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from pose.config import ROOT
-from pose.config_loading import load, load_dataset, profiles, read_yaml
+from pose.config_loading import load, load_dataset, profiles, read_yaml, retuned
 from pose.errors import ConfigError
+from pose.systems import SYSTEMS
 
 
 @pytest.fixture
@@ -50,6 +51,32 @@ def test_override_changes_one_system_though_a_profile_shares_its_recipe() -> Non
     assert changed.systems["baseline1"].recipes["modern"].phases[0].epochs == 3
     for name in ("baseline2", "alexnet", "vgg19"):
         assert changed.systems[name] == plain.systems[name]
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_what_a_trained_network_is_used_with_can_be_given_anew(name: str) -> None:
+    params = load().systems[name]
+    assert params.test_time <= set(type(params).model_fields)
+    with pytest.raises(
+        ConfigError, match=r"--set systems\.\w+\.input_size=64 would change nothing.* train or import again"
+    ):
+        retuned(name, params, [f"systems.{name}.input_size=64"])
+    with pytest.raises(ConfigError, match=f"would change nothing: the model is of {name}"):
+        retuned(name, params, ["systems.other.flip_test=false"])
+    assert retuned(name, params, ["evaluation.split=val"]) == params
+
+
+def test_a_trained_models_other_numbers_stay() -> None:
+    params = load().systems["openpose"]
+    given = ["systems.openpose.grouping.peak=0.35", "systems.openpose.scales=[0.5, 1.0]"]
+    found = retuned("openpose", params, given)
+    assert (found.grouping.peak, found.scales) == (0.35, [0.5, 1.0])
+    same = {"grouping": params.grouping.model_copy(update={"peak": 0.35}), "scales": [0.5, 1.0]}
+    assert found == params.model_copy(update=same)
+    with pytest.raises(
+        ConfigError, match=r"systems\.openpose\.grouping\.peak is 'high' \(from --set .*\): expected a valid"
+    ):
+        retuned("openpose", params, ["systems.openpose.grouping.peak=high"])
 
 
 def test_params_have_no_anchors() -> None:

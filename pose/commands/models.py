@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,7 +43,8 @@ def evaluate(
     """Measure a model on the evaluation split: every metric with its interval and what the baselines reach.
 
     Where people are counted by OKS, also how well those of each kind are found, and what each kind of error costs.
-    `--json` has the figures of each joint, too. `--set evaluation.split=val` takes the validation split.
+    `--json` has the figures of each joint, too. `--set evaluation.split=val` takes the validation split, and what says
+    how a trained network is used can be tried here: `--set systems.openpose.grouping.peak=0.15`, flip_test, scales.
     Example: `pose evaluate models:/pose-lspet@champion`
     """
     params = load_params(profile, set_)
@@ -50,7 +52,7 @@ def evaluate(
     if detections is not None:
         _require_boxes_to_be_of_use(folder, name, detections)
     given = params.detections_path if name == params.dataset else None
-    evaluation = evaluate_folder(folder, name, params, detections or given)
+    evaluation = evaluate_folder(folder, name, params, detections or given, set_ or [])
     _mind_missing_boxes(evaluation)
     if out is not None:
         evaluation.save(out)
@@ -75,7 +77,8 @@ def export(
 ) -> None:
     """Write a model as ONNX and torch.export, decoding included, and hold both against the network.
 
-    Parity is measured on real evaluation pictures; a file that fails it is not kept (exit code 5).
+    Parity is measured on real evaluation pictures; a file that fails it is not kept (exit code 5). `--set` of what says
+    how a trained network is used (systems.openpose.grouping, flip_test, ...) gives the bundle these numbers.
     Example: `pose export runs/training/vgg19-0a1b2c3d4e5f --out vgg19-bundle`
     """
     from pose.inference.weights import trained
@@ -85,7 +88,7 @@ def export(
     dataset_params(name)
     folder = model_folder(model, profile, set_)
     _require_replaceable(out, folder)
-    source = trained(folder)
+    source = trained(folder, set_ or [])
     _export(source.name, source.system, source.weights, source.crop, out, name, params, json)
 
 
@@ -195,10 +198,12 @@ def _mind_missing_boxes(evaluation: Evaluation) -> None:
         )
 
 
-def evaluate_folder(folder: Path, dataset: str, params: Params, detections: Path | None = None) -> Evaluation:
+def evaluate_folder(
+    folder: Path, dataset: str, params: Params, detections: Path | None = None, overrides: Sequence[str] = ()
+) -> Evaluation:
     """The figures of a bundle or training folder on a prepared dataset. Raises ConfigError for other joints.
 
-    detections: a file of boxes, for a model that sees people in boxes.
+    detections: a file of boxes, for a model that sees people in boxes. overrides: see `trained`.
     """
     from pose.data.detail import say_where_crops_are_coarse
     from pose.data.shards import describe
@@ -206,7 +211,7 @@ def evaluate_folder(folder: Path, dataset: str, params: Params, detections: Path
     from pose.inference.weights import trained
 
     dataset_params(dataset)
-    model, prepared = trained(folder), prepared_folder(dataset)
+    model, prepared = trained(folder, overrides), prepared_folder(dataset)
     say_where_crops_are_coarse(model.name, model.system.view, model.system.params, describe(prepared))
     evaluation, _ = evaluate_system(model.system, prepared, params.evaluation, detections=detections)
     return evaluation

@@ -59,11 +59,7 @@ def prepared_folder(name: str) -> Path:
 
 
 def model_folder(model: str, profile: str | None = None, overrides: list[str] | None = None) -> Path:
-    """A model as a local folder: one named outright, or the verified bundle behind models:/... (RegistryError).
-
-    Raises ConfigError for overrides of systems, of which a trained model knows nothing.
-    """
-    require_no_systems(overrides or [])
+    """A model as a local folder: one named outright, or the verified bundle behind models:/... (RegistryError)."""
     if not model.startswith("models:/"):
         return Path(model)
     from pose.registry import Registry
@@ -81,6 +77,7 @@ def require_no_systems(overrides: list[str]) -> None:
     for text in overrides:
         if text.partition("=")[0].split(".")[0] == "systems":
             raise ConfigError(
-                f"--set {text} would change nothing: a model keeps the numbers that it was trained or imported with; "
-                f"leave it away, or train or import again with it"
+                f"--set {text} would change nothing: a model keeps the numbers that it was trained, imported or "
+                f"exported with; leave it away, or train or import again with it. `pose export --set` gives a model "
+                f"other numbers of its use, as those of its decoding"
             )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pose.commands.options import Json, Profile, Set, model_folder
+from pose.commands.options import Json, Profile, Set, model_folder, require_no_systems
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -87,6 +87,7 @@ def predict(
     if detector and boxes:
         raise typer.BadParameter("--detector and --boxes both say where people are; give one of them")
     sources = _sources(find(inputs) if inputs else [], camera)
+    require_no_systems(set_ or [])
     folder = model_folder(model, profile, set_)
     look_for = model_folder(detector, profile, set_) if detector else None
     pipeline = choose(folder, look_for, _given(boxes, sources) if boxes else None, min_score)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 
 from pose.bundle import describe, require_model
 from pose.config import CropParams, SystemParams
+from pose.config_loading import retuned
 from pose.errors import ConfigError, TrainingError
 from pose.export import Deployed
 from pose.skeleton import skeleton_named
@@ -34,19 +35,34 @@ class Trained:
     weights: Path
 
 
-def trained(folder: Path) -> Trained:
+def trained(folder: Path, overrides: Sequence[str] = ()) -> Trained:
     """Reads a bundle (model.json) or a finished training folder (spec.json).
 
-    Raises ConfigError for a folder that is neither or of an unknown system, ExportError for a description that is
-    none, TrainingError for a training that has not finished.
+    overrides: `systems.NAME.key=value` of what the model can be given anew. Raises ConfigError for others, for a folder
+    that is neither or of an unknown system, ExportError for a description that is
+    none, TrainingError for a training that has not finished and for weights that are not numbers.
     """
     require_model(folder)
     if (folder / "model.json").is_file():
         facts = describe(folder)
-        name, params = facts["system"], _params(folder, facts)
-        system = create(name, params, facts["skeleton"])
-        return Trained(name, restore(system, folder / WEIGHTS), facts["crop"], folder / WEIGHTS)
-    return _from_training(folder)
+        name = facts["system"]
+        system = create(name, retuned(name, _params(folder, facts), overrides), facts["skeleton"])
+        found = Trained(name, restore(system, folder / WEIGHTS), facts["crop"], folder / WEIGHTS)
+    else:
+        found = _from_training(folder, overrides)
+    _require_finite(found)
+    return found
+
+
+def _require_finite(found: Trained) -> None:
+    """A detector's suppression drops what is no number, so that broken weights would find nobody and say nothing."""
+    state = found.system.network.state_dict()
+    broken = [key for key, value in state.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise TrainingError(
+            f"{found.weights}: {len(broken)} of {len(state)} weights of {found.name} hold values that are not numbers, "
+            f"the first {broken[0]}; take an earlier model, or train again with a lower learning rate or clip_norm set"
+        )
 
 
 def told(folder: Path) -> tuple[str, SystemParams]:
@@ -71,7 +87,7 @@ def _params(folder: Path, facts: Mapping[str, Any]) -> SystemParams:
     return SYSTEMS[facts["system"]].Params.model_validate(facts["params"])
 
 
-def _from_training(folder: Path) -> Trained:
+def _from_training(folder: Path, overrides: Sequence[str]) -> Trained:
     from pose.data.shards import describe
     from pose.training.spec import TrainingSpec
 
@@ -81,7 +97,8 @@ def _from_training(folder: Path) -> Trained:
         )
     spec = TrainingSpec.load(folder / "spec.json")
     info = describe(spec.data)
-    system = create(spec.system, spec.system_params, skeleton_named(info.skeleton))
+    params = retuned(spec.system, spec.system_params, overrides)
+    system = create(spec.system, params, skeleton_named(info.skeleton))
     weights = folder / FITTED / WEIGHTS if system.fits else folder / WEIGHTS
     if system.fits and not weights.with_name(FACTS).is_file():
         raise TrainingError(

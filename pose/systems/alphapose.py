@@ -81,6 +81,8 @@ class ProposalParams(Strict):
 class AlphaPoseParams(SystemParams):
     """Sizes of RMPE."""
 
+    test_time = frozenset({"flip_test"})
+
     paths: ClassVar[dict[str, set[str]]] = {"proposals": {"detections"}}
     recipes: dict[str, AlphaPoseRecipe]  # type: ignore[assignment]
     pose: TrunkParams

@@ -63,6 +63,8 @@ class CpmRecipe(RecipeParams):
 class CpmParams(SystemParams):
     """Sizes of the machine."""
 
+    test_time = frozenset({"flip_test"})
+
     recipes: dict[str, CpmRecipe]  # type: ignore[assignment]
     stages: Count
     trunk_channels: tuple[Count, Count, Count]

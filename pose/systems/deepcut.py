@@ -101,6 +101,8 @@ class DeepCutRecipe(RecipeParams):
 class DeepCutParams(SystemParams):
     """Sizes of DeepCut."""
 
+    test_time = frozenset({"solver", "min_joints"})
+
     recipes: dict[str, DeepCutRecipe]  # type: ignore[assignment]
     depth: Depth
     width: Count = Field(description="channels of the ResNet's first layer; 64 in the paper")

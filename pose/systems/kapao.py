@@ -69,6 +69,8 @@ class FusionParams(Strict):
 class KapaoParams(SystemParams):
     """Sizes of KAPAO."""
 
+    test_time = frozenset({"fusion", "test_scales", "test_flips"})
+
     recipes: dict[str, KapaoRecipe]  # type: ignore[assignment]
     depth: Positive = Field(description="blocks, as a multiple of the large network's; S 0.33, M 0.67, L 1")
     width: Positive = Field(description="channels, as a multiple of the large network's; S 0.5, M 0.75, L 1")

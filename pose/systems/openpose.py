@@ -74,6 +74,8 @@ class OpenPoseRecipe(RecipeParams):
 class OpenPoseParams(SystemParams):
     """Sizes of OpenPose."""
 
+    test_time = frozenset({"flip_test", "scales", "grouping"})
+
     recipes: dict[str, OpenPoseRecipe]  # type: ignore[assignment]
     variant: Literal["two_branch", "shared", "paf_first"]
     trunk: list[Count] = Field(min_length=2, max_length=4, description="channels of VGG-19's blocks; n: stride 2^(n-1)")

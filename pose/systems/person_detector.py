@@ -35,6 +35,8 @@ STRIDE = 32
 class RcnnParams(SystemParams):
     """Sizes of an R-CNN."""
 
+    test_time = frozenset({"proposals_test", "detections", "score_floor", "overlap"})
+
     depth: Literal[18, 34, 50, 101] = Field(description="of the ResNet")
     norm: Literal["batch", "group"] = Field(description="normalisation in the ResNet; group for few images per worker")
     pyramid_channels: Count

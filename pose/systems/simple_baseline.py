@@ -55,6 +55,8 @@ class HeatmapRecipe(RecipeParams):
 class SimpleBaselineParams(SystemParams):
     """Sizes of SimpleBaseline."""
 
+    test_time = frozenset({"flip_test"})
+
     recipes: dict[str, HeatmapRecipe]  # type: ignore[assignment]
     depth: Depth
     deconvolutions: list[Count] = Field(min_length=1, max_length=5, description="channels of each, stride 2")
