@@ -236,6 +236,7 @@ def test_empty_registry_is_an_empty_list(elsewhere: Path) -> None:
 
 def test_a_release_becomes_a_bundle_that_answers_as_it_does(elsewhere: Path) -> None:
     import torch
+    from safetensors.torch import load_file, save_file
 
     from pose.decoding.settling import from_json
     from pose.inference.weights import trained
@@ -286,6 +287,14 @@ def test_a_release_becomes_a_bundle_that_answers_as_it_does(elsewhere: Path) -> 
         said = " ".join(fixed.stderr.split())
         assert "depth=34 would change nothing" in said
         assert "of simple_baseline flip_test can be set; leave it away, or train or import again" in said
+
+    weights = load_file(elsewhere / "quick" / "model.safetensors")
+    weights["final_layer.bias"][3] = float("nan")
+    save_file(weights, elsewhere / "quick" / "model.safetensors")
+    damaged = invoke("evaluate", str(elsewhere / "quick"), *once[:2])
+    assert damaged.exit_code == TrainingError.exit_code
+    said = " ".join(damaged.stderr.split())
+    assert "weights of simple_baseline hold values that are not numbers, the first final_layer.bias" in said
 
     strange = invoke("import", "baseline1", str(release), "--out", str(elsewhere / "other"), "--dataset", "demo")
     assert strange.exit_code == ConfigError.exit_code
