@@ -85,7 +85,11 @@ class OpenPoseParams(SystemParams):
     sigma: Positive = Field(description="of the target Gaussians, in cells")
     field_width: Positive = Field(description="of a limb's field to each side, in cells")
     flip_test: bool = Field(description="average over the mirrored image when evaluating")
-    scales: list[Positive] = Field(min_length=1, description="average over the image resized by these when evaluating")
+    scales: list[Positive] = Field(
+        min_length=1,
+        description="average over the input resized by these when evaluating; above 1 adds no detail, "
+        "for the releases resize the original picture, which is not at hand",
+    )
     grouping: GroupingParams
 
     @property
