@@ -57,26 +57,43 @@ def extract(image: Image.Image, affine: np.ndarray, size: int) -> Image.Image:
     """The RGB crop of size x size px under an axis-aligned map, antialiased, padded where it leaves the image."""
     if affine[0, 1] or affine[1, 0]:
         raise ValueError(f"crops are axis-aligned, this map is not: {affine.tolist()}")
-    low, high, corners = _seen(image, affine, size)
-    if low.any() or (high > image.size).any():
-        if (excess := math.prod((high - low).tolist()) / MOST_PADDED) > 1:
-            image, affine = _shrunk(image, affine, 1.1 * math.sqrt(excess))
-            low, high, corners = _seen(image, affine, size)
-            if math.prod((high - low).tolist()) > MOST_PADDED:
-                return Image.new("RGB", (size, size), PADDING)  # of the whole picture less than a pixel would show
-        padded = Image.new("RGB", (int(high[0] - low[0]), int(high[1] - low[1])), PADDING)
-        padded.paste(image, (int(-low[0]), int(-low[1])))
-        image, corners = padded, corners - low
-    return image.resize((size, size), Image.Resampling.BILINEAR, box=tuple(corners.ravel().tolist()))
+    corners = _corners(affine, size)
+    if (corners[0] >= 0).all() and (corners[1] <= image.size).all():
+        return _resized(image, corners, size)
+    low, high = np.minimum(np.floor(corners[0]), 0), np.maximum(np.ceil(corners[1]), image.size)
+    if _too_large(low, high):
+        low, high = _read(low, high, corners, size)
+    if _too_large(low, high):
+        image, affine = _shrunk(image, affine, 1.1 * math.sqrt(math.prod((high - low).tolist()) / MOST_PADDED))
+        corners = _corners(affine, size)
+        low, high = np.minimum(np.floor(corners[0]), 0), np.maximum(np.ceil(corners[1]), image.size)
+        low, high = _read(low, high, corners, size)
+        if _too_large(low, high):
+            return Image.new("RGB", (size, size), PADDING)  # of the whole picture less than a pixel would show
+    padded = Image.new("RGB", (int(high[0] - low[0]), int(high[1] - low[1])), PADDING)
+    padded.paste(image, (int(-low[0]), int(-low[1])))
+    return _resized(padded, corners - low, size)
 
 
-def _seen(image: Image.Image, affine: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Low and high [2] whole px around the picture and the crop, and the crop's corners [2, 2]."""
+def _corners(affine: np.ndarray, size: int) -> np.ndarray:
+    """[2, 2]: where in the picture the crop begins and ends."""
     corners = transform(invert(affine), np.array([[0.0, 0.0], [size, size]]))
     whole = np.round(corners)
-    corners = np.where(np.abs(corners - whole) < ROUNDING, whole, corners)
-    low = np.minimum(np.floor(corners[0]), 0).astype(int)
-    return low, np.maximum(np.ceil(corners[1]), image.size).astype(int), corners
+    return np.where(np.abs(corners - whole) < ROUNDING, whole, corners)
+
+
+def _too_large(low: np.ndarray, high: np.ndarray) -> bool:
+    return math.prod((high - low).tolist()) > MOST_PADDED
+
+
+def _read(low: np.ndarray, high: np.ndarray, corners: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """What of the px from low to high the filter reads for a crop with these corners."""
+    support = np.maximum(1, (corners[1] - corners[0]) / size) + 1
+    return np.maximum(low, np.floor(corners[0] - support)), np.minimum(high, np.ceil(corners[1] + support))
+
+
+def _resized(image: Image.Image, corners: np.ndarray, size: int) -> Image.Image:
+    return image.resize((size, size), Image.Resampling.BILINEAR, box=tuple(corners.ravel().tolist()))
 
 
 def _shrunk(image: Image.Image, affine: np.ndarray, factor: float) -> tuple[Image.Image, np.ndarray]:

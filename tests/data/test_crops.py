@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from pose.config import CropParams
+from pose.data import crops
 from pose.data.crops import PADDING, crop_affine, extract, invert, transform
 
 SQUASHED = CropParams(view="image", size=64)
@@ -107,11 +108,46 @@ def test_outside_the_image_is_padding() -> None:
     assert crop[45, 45].tolist() == [255, 255, 255]
 
 
-@pytest.mark.parametrize("half", [6_000.0, 200_000.0, 3e9])
-def test_a_box_far_too_large_shows_its_picture_small_without_its_memory(half: float) -> None:
+def test_of_a_large_picture_a_small_box_at_the_edge_is_as_sharp_as_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crops, "MOST_PADDED", 10_000)
+    noise = np.random.default_rng(0).integers(0, 256, (400, 600, 3), dtype=np.uint8)
+    for box in ([-1.0, 30, 59, 80], [560, 350, 610, 390], [-9.5, 380, 20, 401]):
+        affine = crop_affine(PERSON, np.array(box), (600, 400))
+        found = np.asarray(extract(Image.fromarray(noise), affine, 64))
+        # The same pixels where the whole picture has padding around it, which nothing has to be added to.
+        wide = np.full((600, 800, 3), PADDING, np.uint8)
+        wide[100:500, 100:700] = noise
+        moved = affine + np.column_stack([np.zeros((2, 2)), -affine[:, :2] @ [100, 100]])
+        np.testing.assert_allclose(found, extract(Image.fromarray(wide), moved, 64), atol=1)
+
+
+@pytest.mark.parametrize("half", [150.0, 400.0, 1000.0])
+def test_a_picture_is_shrunk_where_its_padding_would_be_too_large(half: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = smooth_image(203, 149)
+    affine = crop_affine(PERSON, np.array([80 - half, 70 - half, 80 + half, 70 + half]), image.size)
+    whole = np.asarray(extract(image, affine, 64)).astype(int)
+    monkeypatch.setattr(crops, "MOST_PADDED", 100_000)
+    shrunk = np.asarray(extract(image, affine, 64)).astype(int)
+    assert (shrunk != whole).any()
+    assert np.abs(shrunk - whole).mean() < 0.3
+    assert np.abs(shrunk - whole).max() < 12
+    assert np.abs(whole - PADDING).max() > 40
+
+
+def test_a_large_box_at_the_corner_of_a_larger_picture_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = smooth_image(1300, 1300)
+    affine = crop_affine(PERSON, np.array([-300.0, -300.0, 600.0, 600.0]), image.size)
+    whole = np.asarray(extract(image, affine, 64)).astype(int)
+    monkeypatch.setattr(crops, "MOST_PADDED", 670_000)
+    shrunk = np.asarray(extract(image, affine, 64)).astype(int)
+    assert (shrunk != whole).any()
+    assert np.abs(shrunk - whole).max() < 12
+
+
+@pytest.mark.parametrize("half", [20_000.0, 3e9, 1e30])
+def test_a_box_far_too_large_needs_no_more_memory(half: float) -> None:
     image = Image.new("RGB", (2000, 1000), (250, 0, 0))
-    box = np.array([1000 - half, 500 - half, 1000 + half, 500 + half])
-    affine = crop_affine(PERSON, box, image.size)
+    affine = crop_affine(PERSON, np.array([1000 - half, 500 - half, 1000 + half, 500 + half]), image.size)
     limit = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, limit[1]))
@@ -121,4 +157,4 @@ def test_a_box_far_too_large_shows_its_picture_small_without_its_memory(half: fl
         resource.setrlimit(resource.RLIMIT_AS, limit)
     # As much of the picture's colour as its share of the square.
     shown = (crop - PADDING).sum(axis=(0, 1)) / (np.array([250, 0, 0]) - PADDING)
-    np.testing.assert_allclose(shown, 2000 * 1000 * affine[0, 0] * affine[1, 1], rtol=0.05, atol=0.3)
+    np.testing.assert_allclose(shown, 2000 * 1000 * affine[0, 0] * affine[1, 1], rtol=0.05, atol=0.01)
