@@ -10,6 +10,7 @@ import pytest
 from pose.data import detections
 from pose.data.detections import Detections
 from pose.errors import DataError
+from pose.people import People
 
 GOOD = {"image_id": 7, "category_id": 1, "bbox": [10.0, 20.0, 30.0, 40.0], "score": 0.5}
 
@@ -32,6 +33,16 @@ def test_read_sorts_by_image_and_score_and_keeps_people_only(tmp_path: Path) -> 
     assert found.scores.tolist() == [0.9, 0.5, 0.2]
     assert found.boxes.tolist() == [[-5, 0, -1, 8], [10, 20, 40, 60], [10, 20, 40, 60]]
     assert (found.of(7), found.of(8), found.of(9)) == (slice(0, 2), slice(2, 2), slice(2, 3))
+
+
+def test_people_found_before_are_boxes_to_look_into(tmp_path: Path) -> None:
+    boxes = np.float32([[1, 2, 11, 42], [30, 30, 50, 60]])
+    keypoints, ones = np.zeros((2, 3, 2), np.float32), np.ones((2, 3), np.float32)
+    scores = np.float32([0.25, 0.75])
+    people = People(np.int64([7, 9]), np.full((2, 2), 99, np.float32), keypoints, ones, ones, boxes, scores)
+    found = detections.read(saved(tmp_path, people.to_coco_results()), {7, 9})
+    assert found.boxes.tolist() == boxes.tolist()
+    assert found.scores.tolist() == [0.25, 0.75]
 
 
 def test_written_and_read_again(tmp_path: Path) -> None:
