@@ -75,7 +75,7 @@ def retuned(name: str, params: SystemParams, overrides: Sequence[str]) -> System
     Raises ConfigError for those of another system, and of what its weights were trained with.
     """
     tree: dict[str, Any] = {"systems": {name: params.model_dump(mode="json")}}
-    origins: dict[KeyPath, str] = {}
+    origins: dict[KeyPath, str] = {("systems", name): "the model"}
     for text in overrides:
         block, *path = text.partition("=")[0].split(".")
         if block != "systems":
@@ -89,7 +89,7 @@ def retuned(name: str, params: SystemParams, overrides: Sequence[str]) -> System
                 f"with{can}; leave it away, or train or import again with it"
             )
         _set(tree, text, origins)
-    return _checked(type(params), tree["systems"][name], ("systems", name), origins) if origins else params
+    return _checked(type(params), tree["systems"][name], ("systems", name), origins) if len(origins) > 1 else params
 
 
 def load_dataset(name: str, root: Path = ROOT) -> DatasetParams:

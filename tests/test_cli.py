@@ -281,6 +281,10 @@ def test_a_release_becomes_a_bundle_that_answers_as_it_does(elsewhere: Path) -> 
         for model, words in ((out, once), (elsewhere / "quick", once[:2]), (out, once[:2]))
     ]
     assert figures[0] == figures[1] != figures[2]
+    tried = invoke("evaluate", str(out), *once, "--json", "--out", str(elsewhere / "tried"))
+    assert json.loads(tried.stdout)["overrides"] == [once[-1]]
+    assert json.loads((elsewhere / "tried" / "overrides.json").read_text()) == [once[-1]]
+    assert f"evaluated with {once[-1]}, not with the model's own numbers" in " ".join(tried.stderr.split())
     for words in (("evaluate", str(out)), ("export", str(out), "--out", str(elsewhere / "other"))):
         fixed = invoke(*words, "--dataset", "demo", "--set", "systems.simple_baseline.depth=34")
         assert fixed.exit_code == ConfigError.exit_code
@@ -343,6 +347,21 @@ def test_evaluate_takes_the_detections_of_the_params_unless_it_is_given_others(
     for words in ((), configured, (*configured, "--detections", str(theirs))):
         assert invoke("evaluate", "folder", *words).exit_code == DataError.exit_code
     assert evaluated == [None, ours, theirs]
+
+
+def test_numbers_of_a_models_use_are_held_against_the_model_alone(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[list[str]] = []
+
+    def noted(folder: Path, dataset: str, params: object, detections: object, overrides: list[str]) -> None:
+        given.append(overrides)
+        raise DataError("enough")
+
+    monkeypatch.setattr("pose.commands.models.evaluate_folder", noted)
+    flips = "systems.kapao.test_flips=[false, true, false]"  # params.yaml has one scale, the model may have three
+    assert invoke("evaluate", "folder", "--set", flips, "--set", "seed=3").exit_code == DataError.exit_code
+    assert given == [[flips]]
 
 
 @pytest.mark.parametrize(

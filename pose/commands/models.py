@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pose.commands.options import Json, Profile, Set, dataset_params, load_params, model_folder, prepared_folder
+from pose.commands.options import Json, Profile, Set, apart, dataset_params, load_params, model_folder, prepared_folder
 from pose.commands.output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -47,22 +48,29 @@ def evaluate(
     how a trained network is used can be tried here: `--set systems.openpose.grouping.peak=0.15`, flip_test, scales.
     Example: `pose evaluate models:/pose-lspet@champion`
     """
-    params = load_params(profile, set_)
-    folder, name = model_folder(model, profile, set_), dataset or params.dataset
+    from pose.progress import say
+
+    others, retuning = apart(set_)
+    params = load_params(profile, others)
+    folder, name = model_folder(model, profile, others), dataset or params.dataset
     if detections is not None:
         _require_boxes_to_be_of_use(folder, name, detections)
     given = params.detections_path if name == params.dataset else None
-    evaluation = evaluate_folder(folder, name, params, detections or given, set_ or [])
+    evaluation = evaluate_folder(folder, name, params, detections or given, retuning)
     _mind_missing_boxes(evaluation)
+    if retuning:
+        say(f"evaluated with {', '.join(retuning)}, not with the model's own numbers")
     if out is not None:
         evaluation.save(out)
+        if retuning:
+            (out / "overrides.json").write_text(dumps(retuning, indent=1) + "\n")
     if json:
         intervals = evaluation.intervals
         figures: dict[str, Any] = {
             name: _with_interval(value, *intervals[name]) | {"protocol": _protocol(evaluation, name)}
             for name, value in evaluation.metrics.items()
         }
-        print_json(figures | evaluation.details())
+        print_json(figures | evaluation.details() | ({"overrides": retuning} if retuning else {}))
     else:
         _print(evaluation)
 
@@ -83,12 +91,13 @@ def export(
     """
     from pose.inference.weights import trained
 
-    params = load_params(profile, set_)
+    others, retuning = apart(set_)
+    params = load_params(profile, others)
     name = dataset or params.dataset
     dataset_params(name)
-    folder = model_folder(model, profile, set_)
+    folder = model_folder(model, profile, others)
     _require_replaceable(out, folder)
-    source = trained(folder, set_ or [])
+    source = trained(folder, retuning)
     _export(source.name, source.system, source.weights, source.crop, out, name, params, json)
 
 

@@ -110,8 +110,8 @@ def _warn(facts: dict, left_away: int, image_id: int) -> None:
     """Once: a video would have a line for every frame."""
     say(
         f"warning: the exported graph had no room for {left_away} candidates in image id {image_id}; it keeps the "
-        f"highest {facts['params']['grouping']['candidates']} of each joint. If people are missing, train with a "
-        f"higher systems.{facts['system']}.grouping.candidates, or peak. Later images like it are not named"
+        f"highest {facts['params']['grouping']['candidates']} of each joint. If people are missing, export it again "
+        f"with a higher systems.{facts['system']}.grouping.candidates, or peak. Later images like it are not named"
     )
 
 
