@@ -284,6 +284,8 @@ def test_a_release_becomes_a_bundle_that_answers_as_it_does(elsewhere: Path) -> 
     tried = invoke("evaluate", str(out), *once, "--json", "--out", str(elsewhere / "tried"))
     assert json.loads(tried.stdout)["overrides"] == [once[-1]]
     assert json.loads((elsewhere / "tried" / "overrides.json").read_text()) == [once[-1]]
+    assert invoke("evaluate", str(out), *once[:2], "--out", str(elsewhere / "tried")).exit_code == 0
+    assert not (elsewhere / "tried" / "overrides.json").exists()
     assert f"evaluated with {once[-1]}, not with the model's own numbers" in " ".join(tried.stderr.split())
     for words in (("evaluate", str(out)), ("export", str(out), "--out", str(elsewhere / "other"))):
         fixed = invoke(*words, "--dataset", "demo", "--set", "systems.simple_baseline.depth=34")

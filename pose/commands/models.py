@@ -62,6 +62,7 @@ def evaluate(
         say(f"evaluated with {', '.join(retuning)}, not with the model's own numbers")
     if out is not None:
         evaluation.save(out)
+        (out / "overrides.json").unlink(missing_ok=True)
         if retuning:
             (out / "overrides.json").write_text(dumps(retuning, indent=1) + "\n")
     if json:
