@@ -60,14 +60,13 @@ def extract(image: Image.Image, affine: np.ndarray, size: int) -> Image.Image:
     corners = _corners(affine, size)
     if (corners[0] >= 0).all() and (corners[1] <= image.size).all():
         return _resized(image, corners, size)
-    low, high = np.minimum(np.floor(corners[0]), 0), np.maximum(np.ceil(corners[1]), image.size)
+    low, high = _around(image, corners)
     if _too_large(low, high):
-        low, high = _read(low, high, corners, size)
+        low, high = _read(image, corners, size)
     if _too_large(low, high):
         image, affine = _shrunk(image, affine, 1.1 * math.sqrt(math.prod((high - low).tolist()) / MOST_PADDED))
         corners = _corners(affine, size)
-        low, high = np.minimum(np.floor(corners[0]), 0), np.maximum(np.ceil(corners[1]), image.size)
-        low, high = _read(low, high, corners, size)
+        low, high = _read(image, corners, size)
         if _too_large(low, high):
             return Image.new("RGB", (size, size), PADDING)  # of the whole picture less than a pixel would show
     padded = Image.new("RGB", (int(high[0] - low[0]), int(high[1] - low[1])), PADDING)
@@ -86,8 +85,14 @@ def _too_large(low: np.ndarray, high: np.ndarray) -> bool:
     return math.prod((high - low).tolist()) > MOST_PADDED
 
 
-def _read(low: np.ndarray, high: np.ndarray, corners: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """What of the px from low to high the filter reads for a crop with these corners."""
+def _around(image: Image.Image, corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Low and high [2], whole px: the picture and the crop with these corners."""
+    return np.minimum(np.floor(corners[0]), 0), np.maximum(np.ceil(corners[1]), image.size)
+
+
+def _read(image: Image.Image, corners: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """What of these px the filter reads for the crop."""
+    low, high = _around(image, corners)
     support = np.maximum(1, (corners[1] - corners[0]) / size) + 1
     return np.maximum(low, np.floor(corners[0] - support)), np.minimum(high, np.ceil(corners[1] + support))
 
