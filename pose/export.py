@@ -111,10 +111,14 @@ def export(
     return report
 
 
+def not_finite(network: nn.Module) -> list[str]:
+    """Keys of the tensors that hold values that are not numbers."""
+    return [key for key, value in network.state_dict().items() if not torch.isfinite(value).all()]
+
+
 def _require_finite(name: str, network: nn.Module) -> None:
     """A graph that decodes cannot say that its maps are not numbers: no NaN is a peak, so it would find nobody."""
-    broken = [key for key, value in network.state_dict().items() if not torch.isfinite(value).all()]
-    if broken:
+    if broken := not_finite(network):
         raise ExportError(
             f"{name}: {len(broken)} of the weights hold values that are not numbers, the first {broken[0]}; export an "
             "earlier checkpoint, or train again with a lower learning rate or clip_norm set"

@@ -14,7 +14,7 @@ from pose.bundle import describe, require_model
 from pose.config import CropParams, SystemParams
 from pose.config_loading import retuned
 from pose.errors import ConfigError, TrainingError
-from pose.export import Deployed
+from pose.export import Deployed, not_finite
 from pose.skeleton import skeleton_named
 from pose.systems import SYSTEMS, create, restore
 from pose.systems.base import System
@@ -39,8 +39,8 @@ def trained(folder: Path, overrides: Sequence[str] = ()) -> Trained:
     """Reads a bundle (model.json) or a finished training folder (spec.json).
 
     overrides: `systems.NAME.key=value` of what the model can be given anew. Raises ConfigError for others, for a folder
-    that is neither or of an unknown system, ExportError for a description that is
-    none, TrainingError for a training that has not finished and for weights that are not numbers.
+    that is neither or of an unknown system, ExportError for a description that is none, TrainingError for a training
+    that has not finished and for weights that are not numbers.
     """
     require_model(folder)
     if (folder / "model.json").is_file():
@@ -56,11 +56,9 @@ def trained(folder: Path, overrides: Sequence[str] = ()) -> Trained:
 
 def _require_finite(found: Trained) -> None:
     """A detector's suppression drops what is no number, so that broken weights would find nobody and say nothing."""
-    state = found.system.network.state_dict()
-    broken = [key for key, value in state.items() if not torch.isfinite(value).all()]
-    if broken:
+    if broken := not_finite(found.system.network):
         raise TrainingError(
-            f"{found.weights}: {len(broken)} of {len(state)} weights of {found.name} hold values that are not numbers, "
+            f"{found.weights}: {len(broken)} of the weights of {found.name} hold values that are not numbers, "
             f"the first {broken[0]}; take an earlier model, or train again with a lower learning rate or clip_norm set"
         )
 
