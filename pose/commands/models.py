@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pose.commands.options import Json, Profile, Set, apart, dataset_params, load_params, model_folder, prepared_folder
+from pose.commands.options import (
+    Json,
+    Profile,
+    Set,
+    dataset_params,
+    load_params,
+    model_folder,
+    prepared_folder,
+    split_overrides,
+)
 from pose.commands.output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -50,7 +59,7 @@ def evaluate(
     """
     from pose.progress import say
 
-    others, retuning = apart(set_)
+    others, retuning = split_overrides(set_)
     params = load_params(profile, others)
     folder, name = model_folder(model, profile, others), dataset or params.dataset
     if detections is not None:
@@ -92,7 +101,7 @@ def export(
     """
     from pose.inference.weights import trained
 
-    others, retuning = apart(set_)
+    others, retuning = split_overrides(set_)
     params = load_params(profile, others)
     name = dataset or params.dataset
     dataset_params(name)

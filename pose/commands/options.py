@@ -67,8 +67,8 @@ def model_folder(model: str, profile: str | None = None, overrides: list[str] | 
     return Registry(load_params(profile, overrides).storage_path).bundle(model)
 
 
-def apart(overrides: list[str] | None) -> tuple[list[str], list[str]]:
-    """What `--set` says of everything else, and of systems: the latter a trained model has its own numbers for."""
+def split_overrides(overrides: list[str] | None) -> tuple[list[str], list[str]]:
+    """What `--set` says of everything else; what it says of systems, for which a trained model has its own numbers."""
     of_systems = [text for text in overrides or [] if text.partition("=")[0].split(".")[0] == "systems"]
     return [text for text in overrides or [] if text not in of_systems], of_systems
 
@@ -80,7 +80,7 @@ def require_no_systems(overrides: list[str]) -> None:
     """
     from pose.errors import ConfigError
 
-    for text in apart(overrides)[1]:
+    for text in split_overrides(overrides)[1]:
         raise ConfigError(
             f"--set {text} would change nothing: a model keeps the numbers that it was trained, imported or exported "
             f"with; leave it away, or train or import again with it. `pose export --set` gives a model other numbers "
